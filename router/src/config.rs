@@ -1,0 +1,132 @@
+//! Every flag of the router, declared once: `launcher` flattens these structs and hands them on as one JSON value.
+//! After start nothing reads the environment and nothing changes a config.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::{Deserialize, Serialize};
+
+/// All that a router needs to know.
+#[derive(Args, Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RouterConfig {
+    #[command(flatten)]
+    pub model: ModelConfig,
+    #[command(flatten)]
+    pub engine: EngineConfig,
+    #[command(flatten)]
+    pub limits: LimitsConfig,
+    #[command(flatten)]
+    pub batching: BatchingConfig,
+    #[command(flatten)]
+    pub http: HttpConfig,
+    #[command(flatten)]
+    pub log: LogConfig,
+}
+
+/// What is served.
+#[derive(Args, Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// Folder with config.json, tokenizer.json, generation_config.json and tokenizer_config.json
+    #[arg(long)]
+    pub model_path: PathBuf,
+    /// Name under which the model is served; the folder's own name if absent
+    #[arg(long)]
+    pub model_name: Option<String>,
+}
+
+/// Where the shards listen.
+#[derive(Args, Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EngineConfig {
+    /// Unix sockets of the shards, in rank order; may be repeated
+    #[arg(long = "shard-socket", required = true)]
+    pub shard_sockets: Vec<PathBuf>,
+    /// Plans in flight, at most what the shard offers
+    #[arg(long, env = "STEP_DEPTH", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=3))]
+    pub step_depth: u32,
+    /// Exit when the parent process is no longer this one
+    #[arg(long, hide = true)]
+    pub parent_pid: Option<u32>,
+}
+
+/// What one client may ask for.
+#[derive(Args, Clone, Debug, Serialize, Deserialize)]
+#[command(next_help_heading = "Limits")]
+#[serde(deny_unknown_fields)]
+pub struct LimitsConfig {
+    /// Requests in the server at once, running and waiting; one more is answered with 429
+    #[arg(long, env = "MAX_CONCURRENT_REQUESTS", default_value_t = 128)]
+    pub max_concurrent_requests: usize,
+    /// Largest `best_of`
+    #[arg(long, env = "MAX_BEST_OF", default_value_t = 2)]
+    pub max_best_of: usize,
+    /// Most stop strings in one request
+    #[arg(long, env = "MAX_STOP_SEQUENCES", default_value_t = 4)]
+    pub max_stop_sequences: usize,
+    /// Largest `top_n_tokens` and `top_logprobs`
+    #[arg(long, env = "MAX_TOP_N_TOKENS", default_value_t = 20)]
+    pub max_top_n_tokens: u32,
+    /// Most prompts in one /v1/completions request
+    #[arg(long, env = "MAX_CLIENT_BATCH_SIZE", default_value_t = 4)]
+    pub max_client_batch_size: usize,
+    /// Longest prompt, in tokens; max-total-tokens - 1 if absent
+    #[arg(long, env = "MAX_INPUT_TOKENS", visible_alias = "max-input-length")]
+    pub max_input_tokens: Option<usize>,
+    /// Longest prompt plus answer, in tokens; what the model and the KV cache hold if absent
+    #[arg(long, env = "MAX_TOTAL_TOKENS")]
+    pub max_total_tokens: Option<usize>,
+    /// Largest request body, in bytes
+    #[arg(long, env = "PAYLOAD_LIMIT", default_value_t = 2_000_000)]
+    pub payload_limit: usize,
+    /// Threads that tokenize prompts
+    #[arg(long, env = "VALIDATION_WORKERS", default_value_t = 2)]
+    pub validation_workers: usize,
+}
+
+/// What one step may hold.
+#[derive(Args, Clone, Debug, Serialize, Deserialize)]
+#[command(next_help_heading = "Batching")]
+#[serde(deny_unknown_fields)]
+pub struct BatchingConfig {
+    /// Most prompt tokens in one step; longer prompts are cut into chunks
+    /// [default: 4096 on a GPU, 512 on a CPU, at most the model's positions]
+    #[arg(long, env = "MAX_BATCH_PREFILL_TOKENS")]
+    pub max_batch_prefill_tokens: Option<usize>,
+    /// Most tokens in the KV cache [default: what fits the memory]
+    #[arg(long, env = "MAX_BATCH_TOTAL_TOKENS")]
+    pub max_batch_total_tokens: Option<usize>,
+    /// Most requests in one step [default: what the shard offers]
+    #[arg(long, env = "MAX_BATCH_SIZE")]
+    pub max_batch_size: Option<usize>,
+}
+
+/// The HTTP side.
+#[derive(Args, Clone, Debug, Serialize, Deserialize)]
+#[command(next_help_heading = "HTTP")]
+#[serde(deny_unknown_fields)]
+pub struct HttpConfig {
+    /// Address to listen on
+    #[arg(long, env = "HOSTNAME", default_value = "0.0.0.0")]
+    pub hostname: String,
+    /// Port to listen on; 0 takes a free one and prints it
+    #[arg(long, short, env = "PORT", default_value_t = 3000)]
+    pub port: u16,
+    /// Seconds that running requests get after a stop signal
+    #[arg(long, short = 'g', env = "GRACEFUL_TERMINATION_TIMEOUT", default_value_t = 90)]
+    pub graceful_termination_timeout: u64,
+}
+
+/// What is logged, and how.
+#[derive(Args, Clone, Debug, Serialize, Deserialize)]
+#[command(next_help_heading = "Observability")]
+#[serde(deny_unknown_fields)]
+pub struct LogConfig {
+    /// Log as JSON lines
+    #[arg(long, env = "JSON_OUTPUT")]
+    pub json_output: bool,
+    /// debug, info, warn, error, or a tracing filter
+    #[arg(long, env = "LOG_LEVEL", default_value = "info")]
+    pub log_level: String,
+}

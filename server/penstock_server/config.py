@@ -1,0 +1,45 @@
+"""The shard's whole configuration: one JSON object on standard input, written by the launcher. Read once, never changed."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class ShardConfig:
+    """All fields are required on the wire; an unknown or missing key is an error."""
+
+    model_path: Path
+    rank: int
+    num_ranks: int
+    socket_path: Path  # this rank's unix socket
+    rendezvous_path: Path  # file for torch.distributed's FileStore, the same for all ranks, fresh per start
+    dtype: str  # "auto", "float32", "bfloat16", "float16"
+    device: str  # "auto", "cpu", "cuda"
+    tokens_per_block: int
+    num_blocks: int | None  # scratch block included; None: as many as the device's memory holds (CUDA)
+    max_rows: int  # most rows of a plan
+    max_step_tokens: int  # most tokens of a plan
+    max_seq_len: int  # longest prompt + answer
+    num_seats: int
+    num_penalty_lanes: int
+    step_depth: int  # plans in flight
+    num_threads: int  # torch threads of this rank
+    parent_pid: int  # exit when the parent is another
+    log_level: str  # "debug", "info", "warning", "error"
+    json_output: bool
+    fill_kv_with_nan: bool  # test aid: the pool starts as NaN instead of zeros
+
+    @classmethod
+    def from_json(cls, text: str) -> "ShardConfig":
+        """Parses the launcher's JSON. Raises ValueError that names the key."""
+        values = json.loads(text)
+        names = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(values.keys() - names):
+            raise ValueError(f"unknown shard config keys: {', '.join(unknown)}")
+        if missing := sorted(names - values.keys()):
+            raise ValueError(f"missing shard config keys: {', '.join(missing)}")
+        for name in ("model_path", "socket_path", "rendezvous_path"):
+            values[name] = Path(values[name])
+        return cls(**values)

@@ -10,6 +10,7 @@ use penstock_router::config::{BatchingConfig, HttpConfig, LimitsConfig, LogConfi
 #[command(
     name = "launcher",
     version,
+    args_override_self = true,
     after_help = "Exit codes: 0 drained after a stop signal, 1 failed, 2 wrong usage, 3 model cannot be served."
 )]
 pub(crate) struct Cli {

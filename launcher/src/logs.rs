@@ -141,6 +141,8 @@ impl Write for Output {
 fn text_line(source: Source, line: &str) -> String {
     match source {
         Source::Router => line.to_owned(),
+        // A shard's own events name their rank; a traceback or a library's print does not.
+        Source::Shard { rank } if line.contains(&format!(" rank={rank} ")) => line.to_owned(),
         Source::Shard { rank } => format!("[shard {rank}] {line}"),
     }
 }
@@ -188,6 +190,7 @@ mod tests {
             text_line(Source::Shard { rank: 3 }, "loaded"),
             "[shard 3] loaded"
         );
+        assert_eq!(text_line(Source::Shard { rank: 3 }, "INFO rank=3 loaded"), "INFO rank=3 loaded");
         assert_eq!(text_line(Source::Router, "ready"), "ready");
     }
 

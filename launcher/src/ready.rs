@@ -37,6 +37,8 @@ enum Health {
 pub(crate) async fn wait_until_ready(address: SocketAddr) {
     let mut phases = Phases::new("start");
     loop {
+        // Also before the first look: after a restart the router first has to notice that the old shards are gone.
+        sleep(POLL).await;
         let health = timeout(ANSWER_TIMEOUT, look(address))
             .await
             .unwrap_or(Health::Unknown);
@@ -45,7 +47,6 @@ pub(crate) async fn wait_until_ready(address: SocketAddr) {
             Health::Starting(progress) => phases.update(&progress),
             Health::Unknown => {}
         }
-        sleep(POLL).await;
     }
 }
 

@@ -12,7 +12,7 @@ use tracing::debug;
 
 use crate::failure::Failure;
 
-const PREFIX: &str = "penstock-";
+const PREFIX: &str = "penstock-run-";
 const LOCK: &str = "lock";
 /// The kernel's limit for the path of a unix socket, its final zero included.
 const MAX_SOCKET_PATH: usize = 108;
@@ -140,10 +140,10 @@ mod tests {
     fn only_folders_without_a_living_owner_are_swept() {
         let parent = tempfile::tempdir().unwrap();
         let alive = RuntimeFolder::create(parent.path()).unwrap();
-        let dead = parent.path().join("penstock-1-dead");
+        let dead = parent.path().join("penstock-run-1-dead");
         fs::create_dir(&dead).unwrap();
         fs::write(dead.join(LOCK), "").unwrap();
-        let being_made = parent.path().join("penstock-2-new");
+        let being_made = parent.path().join("penstock-run-2-new");
         fs::create_dir(&being_made).unwrap();
         let foreign = parent.path().join("other-1");
         fs::create_dir(&foreign).unwrap();

@@ -101,3 +101,48 @@ pub(crate) enum Device {
     Cpu,
     Cuda,
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn flags_are_well_formed_and_declared_once() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_of_tgi_has_its_environment_name() {
+        let command = Cli::command();
+        let ours = BTreeSet::from([
+            "device",
+            "step-depth",
+            "python",
+            "fill-kv-with-nan",
+            "cuda-visible-devices",
+        ]);
+        for argument in command
+            .get_arguments()
+            .filter(|argument| !["help", "version"].contains(&argument.get_id().as_str()))
+        {
+            let flag = argument.get_long().expect("every flag has a long form");
+            let environment = argument
+                .get_env()
+                .expect("every flag has an environment name")
+                .to_string_lossy();
+            if !ours.contains(flag) {
+                assert_eq!(environment, flag.to_uppercase().replace('-', "_"));
+            }
+        }
+    }
+
+    #[test]
+    fn the_last_of_a_repeated_flag_wins() {
+        let cli = Cli::try_parse_from(["launcher", "--port", "1", "--port", "2"]).unwrap();
+        assert_eq!(cli.http.port, 2);
+    }
+}

@@ -190,7 +190,10 @@ mod tests {
             text_line(Source::Shard { rank: 3 }, "loaded"),
             "[shard 3] loaded"
         );
-        assert_eq!(text_line(Source::Shard { rank: 3 }, "INFO rank=3 loaded"), "INFO rank=3 loaded");
+        assert_eq!(
+            text_line(Source::Shard { rank: 3 }, "INFO rank=3 loaded"),
+            "INFO rank=3 loaded"
+        );
         assert_eq!(text_line(Source::Router, "ready"), "ready");
     }
 

@@ -1,6 +1,6 @@
 //! One select loop over children, signals, readiness and the restart timer. Nothing here polls once the server is ready.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::pending;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -52,7 +52,7 @@ pub(crate) async fn supervise(launch: Launch, output: Output) -> Result<(), Fail
             exits: exits_in,
         },
         exits,
-        shards: Vec::new(),
+        shards: BTreeMap::new(),
         num_shards_alive: 0,
         generation: 0,
         router: None,
@@ -71,7 +71,8 @@ struct Supervisor {
     sinks: Sinks,
     exits: Receiver<Exit>,
     router: Option<Process>,
-    shards: Vec<Process>,
+    /// By rank; each handle goes as soon as its end is seen, so that no reused process id is ever signalled.
+    shards: BTreeMap<u32, Process>,
     /// Shards, of any generation, whose end has not been seen.
     num_shards_alive: usize,
     generation: u32,
@@ -146,7 +147,7 @@ impl Supervisor {
                             &error,
                         )
                     })?;
-            self.shards.push(shard);
+            self.shards.insert(rank, shard);
             self.num_shards_alive += 1;
         }
         Ok(())
@@ -177,9 +178,8 @@ impl Supervisor {
         if exit.generation != self.generation || self.restart_at.is_some() {
             return Ok(());
         }
-        for shard in &self.shards {
-            shard.kill();
-        }
+        // Ranks without their peers wait in a collective for ever; dropping the handles kills them.
+        self.shards.clear();
         if !self.was_ready {
             let text = format!("shard {rank} {}", report(exit));
             let unusable = exit.status.code() == Some(MODEL_UNUSABLE);
@@ -249,7 +249,7 @@ impl Supervisor {
                 }
             }
         }
-        for shard in &self.shards {
+        for shard in self.shards.values() {
             shard.terminate();
         }
         let deadline = Instant::now() + EXIT_GRACE;
@@ -271,7 +271,12 @@ impl Supervisor {
 
     fn note_exit_while_stopping(&mut self, exit: &Exit) -> Result<(), Failure> {
         match exit.source {
-            Source::Shard { .. } => self.num_shards_alive -= 1,
+            Source::Shard { rank } => {
+                self.num_shards_alive -= 1;
+                if exit.generation == self.generation {
+                    self.shards.remove(&rank);
+                }
+            }
             Source::Router if exit.status.success() => self.router = None,
             Source::Router => {
                 return Err(Failure::Failed(format!(

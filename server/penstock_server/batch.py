@@ -6,6 +6,7 @@ Shapes: T padded tokens, R padded rows, S padded rows that sample.
 from dataclasses import dataclass
 
 import torch
+
 from penstock_kernels.attention_batch import AttentionBatch
 
 

@@ -1,4 +1,4 @@
-"""Many clients at once on the integer model, whose every token is known: nobody gets another's, and no block is lost."""
+"""Many clients at once on the integer model, whose every token is known: no mix-up, and no block is lost."""
 
 import asyncio
 import random

@@ -1,4 +1,4 @@
-"""What cannot work is refused before any process starts: at once, with the exit code of its kind, and saying what to do."""
+"""What cannot work is refused before any process starts: at once, with its kind of exit code, and with the remedy."""
 
 import json
 import shutil
@@ -126,5 +126,11 @@ def test_flags_that_contradict(tmp_path, llama_folder, flags, words):
 def test_more_memory_than_there_is(tmp_path, llama_folder):
     code, text = refuse(tmp_path, "--model-id", llama_folder, "--max-batch-total-tokens", "4000000000")
     assert code == FAILED
-    for part in ("weights 0.01 GiB", "KV cache", "1.00 GiB for 1 shard process", "available", "--max-batch-total-tokens to at most"):
+    for part in (
+        "weights 0.01 GiB",
+        "KV cache",
+        "1.00 GiB for 1 shard process",
+        "available",
+        "--max-batch-total-tokens to at most",
+    ):
         assert part in text, f"{part} is not in: {text}"

@@ -1,4 +1,4 @@
-"""Starts the real launcher and stops it by process id. Knows its command line and log lines, nothing of what is served."""
+"""Starts the real launcher and stops it by process id. Knows its flags and log lines, nothing of what is served."""
 
 import os
 import queue

@@ -1,4 +1,4 @@
-"""Model folders for end-to-end tests, made in a moment: the integer model with its exact answer, and a tiny random Llama."""
+"""Model folders made in a moment: the integer model with its exact answer, and a tiny random Llama."""
 
 import json
 from functools import cache

@@ -66,7 +66,7 @@ pub(crate) struct ShardingArgs {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Shard processes")]
 pub(crate) struct PythonArgs {
-    /// Python that has penstock_server [default: the one beside this program, else python3 on the PATH]
+    /// Python that has `penstock_server` [default: the one beside this program, else python3 on the PATH]
     #[arg(long, env = "PENSTOCK_PYTHON")]
     pub(crate) python: Option<PathBuf>,
 }

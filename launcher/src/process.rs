@@ -80,11 +80,6 @@ impl Process {
         self.signal(Signal::SIGTERM);
     }
 
-    /// Ends the child's whole group at once.
-    pub(crate) fn kill(&self) {
-        self.signal(Signal::SIGKILL);
-    }
-
     fn signal(&self, signal: Signal) {
         // ESRCH: the group has ended, which is what was wanted.
         let _ended = killpg(self.group, signal);
@@ -93,7 +88,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        self.kill();
+        self.signal(Signal::SIGKILL);
     }
 }
 

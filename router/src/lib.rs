@@ -4,8 +4,10 @@
 
 pub mod config;
 pub mod driver;
+pub mod engine;
 pub mod event;
 pub mod request;
+pub mod scheduler;
 
 /// Generated from `proto/shard/v1/shard.proto`.
 #[expect(

@@ -14,7 +14,7 @@ pub(crate) const ARCHITECTURES: &[&str] = &["LlamaForCausalLM", "PenstockInteger
 /// Those whose output is a function of the tokens alone: they have no weight files.
 const ARCHITECTURES_WITHOUT_WEIGHTS: &[&str] = &["PenstockIntegerForCausalLM"];
 /// Activations that the shard knows, by the names that `hidden_act` uses (the same test compares them).
-pub(crate) const ACTIVATIONS: &[&str] = &["silu"];
+pub(crate) const ACTIVATIONS: &[&str] = &["silu", "swish"];
 
 /// What the launcher must know of a model that it can serve.
 #[derive(Clone, Debug)]
@@ -107,7 +107,11 @@ fn shape(
         )?,
         head_dim,
         vocab_size: positive(raw.vocab_size, "vocab_size")?,
-        max_positions: positive(raw.max_position_embeddings, "max_position_embeddings")?,
+        // transformers' own default for Llama; the shard has the same.
+        max_positions: positive(
+            raw.max_position_embeddings.or(Some(2048)),
+            "max_position_embeddings",
+        )?,
         weights,
     })
 }
@@ -258,7 +262,7 @@ mod tests {
             .replace("\"vocab_size\"", "\"hidden_act\":\"mish\",\"vocab_size\"");
         assert!(
             refusal(&[("config.json", &swish)])
-                .contains("mish, which is not supported; supported are: silu")
+                .contains("mish, which is not supported; supported are: silu, swish")
         );
     }
 

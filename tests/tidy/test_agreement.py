@@ -4,8 +4,9 @@ import dataclasses
 import re
 from pathlib import Path
 
-from penstock_server import exit_codes
+from penstock_server import exit_codes, models
 from penstock_server.config import ShardConfig
+from penstock_server.models import config as model_config
 
 LAUNCHER = Path(__file__).parents[2] / "launcher" / "src"
 
@@ -19,15 +20,11 @@ def rust_list(file: str, constant: str) -> list[str]:
 
 
 def test_the_launcher_knows_the_shards_architectures():
-    from penstock_server.models import ARCHITECTURES
-
-    assert sorted(rust_list("checkpoint.rs", "ARCHITECTURES")) == sorted(ARCHITECTURES)
+    assert sorted(rust_list("checkpoint.rs", "ARCHITECTURES")) == sorted(models._FAMILIES)
 
 
 def test_the_launcher_knows_the_shards_activations():
-    from penstock_server.layers.activation import ACTIVATIONS
-
-    assert sorted(rust_list("checkpoint.rs", "ACTIVATIONS")) == sorted(ACTIVATIONS)
+    assert sorted(rust_list("checkpoint.rs", "ACTIVATIONS")) == sorted(model_config._ACTIVATIONS)
 
 
 def test_the_launcher_writes_the_shards_config():

@@ -114,7 +114,12 @@ pub struct HttpConfig {
     #[arg(long, short, env = "PORT", default_value_t = 3000)]
     pub port: u16,
     /// Seconds that running requests get after a stop signal
-    #[arg(long, short = 'g', env = "GRACEFUL_TERMINATION_TIMEOUT", default_value_t = 90)]
+    #[arg(
+        long,
+        short = 'g',
+        env = "GRACEFUL_TERMINATION_TIMEOUT",
+        default_value_t = 90
+    )]
     pub graceful_termination_timeout: u64,
 }
 

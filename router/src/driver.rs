@@ -33,8 +33,13 @@ pub struct EngineFacts {
 /// How the engine stands; a `watch` value.
 #[derive(Clone, Debug, PartialEq)]
 pub enum EngineStatus {
-    Starting { phase: String, fraction: f32 },
+    Starting {
+        phase: String,
+        fraction: f32,
+    },
     Ready(Arc<EngineFacts>),
     /// The group is gone; the driver is trying to reach a new one.
-    Down { reason: String },
+    Down {
+        reason: String,
+    },
 }

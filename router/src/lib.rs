@@ -6,6 +6,8 @@ pub mod config;
 pub mod driver;
 pub mod event;
 pub mod request;
+pub mod text;
+pub mod vocabulary;
 
 /// Generated from `proto/shard/v1/shard.proto`.
 #[expect(

@@ -5,7 +5,12 @@ use metrics::{
     Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram,
     gauge, histogram, with_local_recorder,
 };
+use std::sync::{Mutex, PoisonError};
+
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+use crate::driver::DriverStats;
+use crate::scheduler::BATCH_SIZE_BUCKETS;
 
 /// Why a request failed, as the label `err` of `tgi_request_failure`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +81,12 @@ pub struct Metrics {
     pub kv_blocks_cached: Gauge,
     pub running_requests: Gauge,
     pub steps: Counter,
+    pub decode_steps_followed: Counter,
     pub steps_overlapped: Counter,
+    pub wasted_rows: Counter,
+    pub engines_ready: Counter,
+    /// Of the batch sizes, how many were moved into the histogram.
+    batches_taken: Mutex<[u64; BATCH_SIZE_BUCKETS]>,
 }
 
 impl Metrics {
@@ -122,12 +132,69 @@ impl Metrics {
             kv_blocks_cached: gauge!("penstock_kv_blocks_cached"),
             running_requests: gauge!("penstock_running_requests"),
             steps: counter!("penstock_steps_total"),
+            decode_steps_followed: counter!("penstock_decode_steps_followed_total"),
             steps_overlapped: counter!("penstock_steps_overlapped_total"),
+            wasted_rows: counter!("penstock_wasted_rows_total"),
+            engines_ready: counter!("penstock_engines_ready_total"),
+            batches_taken: Mutex::default(),
         }
     }
 
     pub fn failed(&self, label: FailureLabel) {
         self.request_failure[label as usize].increment(1);
+    }
+
+    /// Takes what the driver counted; called for each scrape.
+    pub fn take(&self, stats: &DriverStats) {
+        let counters = &stats.scheduler;
+        let gauges = [
+            (&self.queue_size, counters.queued),
+            (&self.batch_current_size, counters.running),
+            (&self.batch_current_max_tokens, counters.running_max_tokens),
+            (&self.running_requests, counters.running),
+            (&self.kv_blocks_total, counters.blocks_total),
+            (&self.kv_blocks_used, counters.blocks_used),
+            (&self.kv_blocks_cached, counters.blocks_cached),
+        ];
+        for (gauge, value) in gauges {
+            gauge.set(value as f64);
+        }
+        let totals = [
+            (&self.batch_inference_count.prefill, counters.prefill_steps),
+            (&self.batch_inference_count.decode, counters.decode_steps),
+            (&self.batch_inference_success.prefill, stats.prefill.steps),
+            (&self.batch_inference_success.decode, stats.decode.steps),
+            (&self.steps, stats.prefill.steps + stats.decode.steps),
+            (
+                &self.decode_steps_followed,
+                stats.decode_steps_with_successor,
+            ),
+            (
+                &self.steps_overlapped,
+                stats.decode_steps_with_successor_waiting,
+            ),
+            (&self.wasted_rows, counters.wasted_rows),
+            (&self.engines_ready, stats.engines_ready),
+        ];
+        for (counter, value) in totals {
+            counter.absolute(value);
+        }
+        self.take_batch_sizes(&counters.batch_sizes);
+    }
+
+    /// The driver keeps powers of two; each counts as its upper edge.
+    fn take_batch_sizes(&self, sizes: &[u64; BATCH_SIZE_BUCKETS]) {
+        let mut taken = self
+            .batches_taken
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for (bucket, (size, taken)) in sizes.iter().zip(taken.iter_mut()).enumerate() {
+            let new = size.saturating_sub(*taken);
+            *taken = *size;
+            let new = usize::try_from(new).unwrap_or(usize::MAX);
+            self.batch_next_size
+                .record_many((1_u64 << bucket) as f64, new);
+        }
     }
 
     /// The Prometheus text.

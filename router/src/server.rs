@@ -102,7 +102,10 @@ pub async fn run<F: FnOnce()>(listener: TcpListener, router: Router, drain: Drai
 async fn end<F: FnOnce()>(graceful: GracefulShutdown, drain: Drain<F>) {
     tracing::info!("draining: no new connections");
     let mut shutdown = std::pin::pin!(graceful.shutdown());
-    if tokio::time::timeout(drain.timeout, &mut shutdown).await.is_ok() {
+    if tokio::time::timeout(drain.timeout, &mut shutdown)
+        .await
+        .is_ok()
+    {
         tracing::info!("drained");
         return;
     }
@@ -129,5 +132,7 @@ async fn speaks(stream: &TcpStream) -> bool {
             }
         }
     };
-    tokio::time::timeout(HEADER_TIMEOUT, peek).await.unwrap_or(false)
+    tokio::time::timeout(HEADER_TIMEOUT, peek)
+        .await
+        .unwrap_or(false)
 }

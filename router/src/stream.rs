@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
@@ -102,7 +102,7 @@ impl Generator {
             live: Mutex::default(),
             last_id: AtomicU64::new(0),
         });
-        tokio::spawn(work(Arc::clone(&shared), deliveries));
+        tokio::spawn(work(Arc::downgrade(&shared), deliveries));
         Self { shared }
     }
 
@@ -364,8 +364,12 @@ impl Drop for Generation {
 }
 
 /// The text worker. One is enough: a token costs well under a microsecond, a step of 256 rows well under a millisecond.
-async fn work(shared: Arc<Shared>, mut deliveries: mpsc::Receiver<Vec<Delivery>>) {
+/// It does not keep the driver alive: without a handle outside nobody is left to read.
+async fn work(shared: Weak<Shared>, mut deliveries: mpsc::Receiver<Vec<Delivery>>) {
     while let Some(batch) = deliveries.recv().await {
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
         let mut batch = batch.into_iter().peekable();
         while let Some(first) = batch.next() {
             let id = first.request;
@@ -377,7 +381,9 @@ async fn work(shared: Arc<Shared>, mut deliveries: mpsc::Receiver<Vec<Delivery>>
             shared.deliver(id, outputs.into_iter());
         }
     }
-    Generator { shared }.fail_all(&Failure::EngineLost);
+    if let Some(shared) = shared.upgrade() {
+        Generator { shared }.fail_all(&Failure::EngineLost);
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

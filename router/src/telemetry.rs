@@ -39,8 +39,16 @@ fn filter(level: &str) -> Result<EnvFilter, TelemetryError> {
         level.to_owned()
     } else {
         let level = level.trim().to_ascii_lowercase();
-        let level = if level.is_empty() { "info" } else { level.as_str() };
-        let libraries = if matches!(level, "debug" | "trace") { "info" } else { level };
+        let level = if level.is_empty() {
+            "info"
+        } else {
+            level.as_str()
+        };
+        let libraries = if matches!(level, "debug" | "trace") {
+            "info"
+        } else {
+            level
+        };
         format!("{libraries},penstock_router={level},router={level}")
     };
     EnvFilter::try_new(directives).map_err(|error| TelemetryError::Level {
@@ -55,10 +63,22 @@ mod tests {
 
     #[test]
     fn levels_and_filters_are_understood() {
-        for level in ["info", "WARN", "debug", "", "info,h2=warn", "penstock_router=trace"] {
+        for level in [
+            "info",
+            "WARN",
+            "debug",
+            "",
+            "info,h2=warn",
+            "penstock_router=trace",
+        ] {
             assert!(filter(level).is_ok(), "{level}");
         }
-        assert!(filter("debug").unwrap().to_string().contains("penstock_router=debug"));
+        assert!(
+            filter("debug")
+                .unwrap()
+                .to_string()
+                .contains("penstock_router=debug")
+        );
         assert!(filter("loud=quiet").is_err());
     }
 }

@@ -67,7 +67,10 @@ impl JsonBody {
         let mut deserializer = serde_json::Deserializer::from_slice(&self.0);
         let parsed = serde_path_to_error::deserialize(&mut deserializer);
         let parsed = match parsed {
-            Ok(parsed) => deserializer.end().map(|()| parsed).map_err(|error| (String::new(), error)),
+            Ok(parsed) => deserializer
+                .end()
+                .map(|()| parsed)
+                .map_err(|error| (String::new(), error)),
             Err(error) => {
                 let path = error.path().to_string();
                 Err((path, error.into_inner()))

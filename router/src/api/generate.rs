@@ -108,7 +108,11 @@ impl App {
             let message = format!("Template error: {message}");
             ApiError::new(ErrorKind::Template, message).with_param("messages")
         };
-        let template = self.model.chat.as_ref().map_err(|reason| error(reason.clone()))?;
+        let template = self
+            .model
+            .chat
+            .as_ref()
+            .map_err(|reason| error(reason.clone()))?;
         template
             .render(messages)
             .map_err(|raised| error(raised.to_string()))
@@ -167,7 +171,11 @@ impl Streams {
                     Poll::Pending => place += 1,
                 }
             }
-            if self.0.is_empty() { Poll::Ready(None) } else { Poll::Pending }
+            if self.0.is_empty() {
+                Poll::Ready(None)
+            } else {
+                Poll::Pending
+            }
         })
         .await
     }

@@ -55,7 +55,10 @@ impl App {
             Err(ApiError::new(ErrorKind::NotReady, message).retry_after(seconds))
         };
         if self.draining.load(Ordering::Relaxed) {
-            return not_ready("the server is shutting down".to_owned(), RETRY_WHILE_STARTING);
+            return not_ready(
+                "the server is shutting down".to_owned(),
+                RETRY_WHILE_STARTING,
+            );
         }
         match &*self.status.borrow() {
             EngineStatus::Ready(facts) => Ok(Arc::clone(facts)),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::ApiError;
-use crate::event::{Event, Finished, FinishReason};
+use crate::event::{Event, FinishReason, Finished};
 use crate::metrics::{FailureLabel, Metrics};
 use crate::request::Request;
 
@@ -59,14 +59,17 @@ impl Record {
         self.prompt_tokens += prompt_tokens;
         self.metrics.validation_duration.record(self.validation);
         self.metrics.input_length.record(f64::from(prompt_tokens));
-        self.metrics.max_new_tokens.record(f64::from(request.max_new_tokens));
+        self.metrics
+            .max_new_tokens
+            .record(f64::from(request.max_new_tokens));
     }
 
     pub(super) fn observe(&mut self, events: &[Event]) {
         for event in events {
             match event {
                 Event::Token(_) => {
-                    self.first_token.get_or_insert_with(|| self.arrived.elapsed());
+                    self.first_token
+                        .get_or_insert_with(|| self.arrived.elapsed());
                 }
                 Event::Finished(finished) => self.finished(finished),
                 Event::Failed(_) => self.failure = Some(FailureLabel::Generation),

@@ -57,7 +57,11 @@ struct State<E> {
 }
 
 /// A response that streams; dropping it cancels what still runs.
-pub(super) fn stream_response<E: Encoder>(streams: Streams, encoder: E, record: Record) -> Response {
+pub(super) fn stream_response<E: Encoder>(
+    streams: Streams,
+    encoder: E,
+    record: Record,
+) -> Response {
     let state = State {
         streams,
         encoder,

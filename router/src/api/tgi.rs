@@ -105,7 +105,10 @@ impl Parameters {
         let wanted = [
             ("best_of", self.best_of.is_some_and(|best_of| best_of != 1)),
             ("watermark", self.watermark == Some(true)),
-            ("decoder_input_details", self.decoder_input_details == Some(true)),
+            (
+                "decoder_input_details",
+                self.decoder_input_details == Some(true),
+            ),
             ("grammar", self.grammar.is_some()),
             ("adapter_id", self.adapter_id.is_some()),
         ];
@@ -191,8 +194,14 @@ async fn start(
     record: &mut Record,
 ) -> Result<Running, ApiError> {
     let permit = app.generator.permits(1)?.remove(0);
-    app.start(permit, Prompt::Text(inputs), draft, TextStyle::Native, record)
-        .await
+    app.start(
+        permit,
+        Prompt::Text(inputs),
+        draft,
+        TextStyle::Native,
+        record,
+    )
+    .await
 }
 
 async fn whole(
@@ -209,7 +218,12 @@ async fn whole(
         Route::Compat => json_response(StatusCode::OK, &[body]),
         Route::Generate | Route::Stream => json_response(StatusCode::OK, &body),
     };
-    timing_headers(response.headers_mut(), &app.compute_type(), num_characters, record);
+    timing_headers(
+        response.headers_mut(),
+        &app.compute_type(),
+        num_characters,
+        record,
+    );
     Ok(response)
 }
 
@@ -217,7 +231,11 @@ fn stream(app: &App, running: Running, shape: Shape, record: Record) -> Response
     let encoder = NativeStream::new(shape, running.seed, record.prompt_tokens);
     let streams = Streams::new([running.generation]);
     let mut response = stream_response(streams, encoder, record);
-    compute_headers(response.headers_mut(), &app.compute_type(), running.num_characters);
+    compute_headers(
+        response.headers_mut(),
+        &app.compute_type(),
+        running.num_characters,
+    );
     response
 }
 
@@ -240,7 +258,8 @@ pub(super) fn timing_headers(
     record: &Record,
 ) {
     compute_headers(headers, compute_type, num_characters);
-    let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let millis =
+        |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let total = record.total();
     if let Ok(seconds) = HeaderValue::from_str(&total.as_secs_f64().to_string()) {
         headers.insert(HeaderName::from_static("x-compute-time"), seconds);

@@ -73,7 +73,13 @@ async fn answer(
     let (messages, draft, wanted) = lower(&body, sampling)?;
     let permit = app.generator.permits(1)?.remove(0);
     let running = app
-        .start(permit, Prompt::Chat(messages), draft, TextStyle::OpenAi, record)
+        .start(
+            permit,
+            Prompt::Chat(messages),
+            draft,
+            TextStyle::OpenAi,
+            record,
+        )
         .await?;
     Ok((running, wanted))
 }
@@ -104,7 +110,10 @@ fn lower(body: &JsonBody, sampling: Sampling) -> Result<(Vec<Value>, Draft, Want
     }
     draft.top_n_tokens = chat.top_logprobs;
     draft.logprobs = wanted.logprobs.then_some(true);
-    let forbids_tools = chat.tool_choice.as_ref().is_some_and(|choice| choice == "none");
+    let forbids_tools = chat
+        .tool_choice
+        .as_ref()
+        .is_some_and(|choice| choice == "none");
     if chat.tools.is_some_and(|tools| !tools.is_empty()) && !forbids_tools {
         draft.unsupported.push("tools");
     }
@@ -121,24 +130,33 @@ fn messages(messages: Vec<Map<String, Value>>) -> Result<Vec<Value>, ApiError> {
         let message = "`messages` must have >= 1 message. Given: 0".to_owned();
         return Err(ValidationError::new("messages", message).into());
     }
-    let messages = messages.into_iter().enumerate().map(|(index, mut message)| {
-        let at = |field: &str| format!("messages[{index}].{field}");
-        if !message.get("role").is_some_and(Value::is_string) {
-            return Err(wrong(&at("role"), "a string", message.get("role")));
-        }
-        let has_calls = message.get("tool_calls").is_some_and(|calls| !calls.is_null());
-        let content = match message.remove("content") {
-            Some(Value::String(text)) => text,
-            Some(Value::Array(parts)) => join_parts(&parts, &at("content"))?,
-            // An assistant that only called tools. Many templates raise on null.
-            None | Some(Value::Null) if has_calls => String::new(),
-            other => {
-                return Err(wrong(&at("content"), "a string or a list of parts", other.as_ref()));
+    let messages = messages
+        .into_iter()
+        .enumerate()
+        .map(|(index, mut message)| {
+            let at = |field: &str| format!("messages[{index}].{field}");
+            if !message.get("role").is_some_and(Value::is_string) {
+                return Err(wrong(&at("role"), "a string", message.get("role")));
             }
-        };
-        message.insert("content".to_owned(), content.into());
-        Ok(Value::Object(message))
-    });
+            let has_calls = message
+                .get("tool_calls")
+                .is_some_and(|calls| !calls.is_null());
+            let content = match message.remove("content") {
+                Some(Value::String(text)) => text,
+                Some(Value::Array(parts)) => join_parts(&parts, &at("content"))?,
+                // An assistant that only called tools. Many templates raise on null.
+                None | Some(Value::Null) if has_calls => String::new(),
+                other => {
+                    return Err(wrong(
+                        &at("content"),
+                        "a string or a list of parts",
+                        other.as_ref(),
+                    ));
+                }
+            };
+            message.insert("content".to_owned(), content.into());
+            Ok(Value::Object(message))
+        });
     messages.collect()
 }
 
@@ -148,7 +166,11 @@ fn join_parts(parts: &[Value], at: &str) -> Result<String, ApiError> {
         match (part["type"].as_str(), part["text"].as_str()) {
             (Some("text"), Some(part)) => text.push_str(part),
             (Some("text"), None) => {
-                return Err(wrong(&format!("{at}[{index}].text"), "a string", part.get("text")));
+                return Err(wrong(
+                    &format!("{at}[{index}].text"),
+                    "a string",
+                    part.get("text"),
+                ));
             }
             (Some(kind), _) => {
                 let field = format!("{at}[{index}]");
@@ -157,7 +179,11 @@ fn join_parts(parts: &[Value], at: &str) -> Result<String, ApiError> {
                 return Err(ValidationError::new(&field, message).into());
             }
             (None, _) => {
-                return Err(wrong(&format!("{at}[{index}].type"), "a string", part.get("type")));
+                return Err(wrong(
+                    &format!("{at}[{index}].type"),
+                    "a string",
+                    part.get("type"),
+                ));
             }
         }
     }
@@ -214,13 +240,20 @@ async fn whole(
         choices: [Choice {
             index: 0,
             message: json!({"role": "assistant", "content": text}),
-            logprobs: wanted.logprobs.then(|| ChatLogprobs::new(&tokens, vocabulary)),
+            logprobs: wanted
+                .logprobs
+                .then(|| ChatLogprobs::new(&tokens, vocabulary)),
             finish_reason: finish_reason(finished.reason),
         }],
         usage,
     };
     let mut response = json_response(StatusCode::OK, &completion);
-    timing_headers(response.headers_mut(), &app.compute_type(), num_characters, record);
+    timing_headers(
+        response.headers_mut(),
+        &app.compute_type(),
+        num_characters,
+        record,
+    );
     Ok(response)
 }
 
@@ -294,7 +327,9 @@ impl ChatStream {
                     role: "assistant",
                     content,
                 },
-                logprobs: self.wants_logprobs.then(|| ChatLogprobs::new(tokens, vocabulary)),
+                logprobs: self
+                    .wants_logprobs
+                    .then(|| ChatLogprobs::new(tokens, vocabulary)),
                 finish_reason: end.map(|end| finish_reason(end.reason)),
             }],
             usage: None,

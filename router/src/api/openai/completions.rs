@@ -104,7 +104,10 @@ async fn answer(
     let mut running = Vec::with_capacity(prompts.len());
     for (permit, prompt) in permits.into_iter().zip(prompts) {
         let draft = draft.clone();
-        running.push(app.start(permit, prompt, draft, TextStyle::OpenAi, record).await?);
+        running.push(
+            app.start(permit, prompt, draft, TextStyle::OpenAi, record)
+                .await?,
+        );
     }
     Ok((running, wanted))
 }
@@ -117,10 +120,15 @@ fn lower(completion: &CompletionRequest, sampling: Sampling) -> Result<Draft, Ap
     let wanted = [
         ("suffix", completion.suffix.is_some()),
         ("echo", completion.echo == Some(true)),
-        ("best_of", completion.best_of.is_some_and(|best_of| best_of != 1)),
+        (
+            "best_of",
+            completion.best_of.is_some_and(|best_of| best_of != 1),
+        ),
     ];
     let unsupported = wanted.iter().filter(|(_, wanted)| *wanted);
-    draft.unsupported.extend(unsupported.map(|(field, _)| *field));
+    draft
+        .unsupported
+        .extend(unsupported.map(|(field, _)| *field));
     Ok(draft)
 }
 
@@ -173,7 +181,12 @@ async fn whole(
         usage: Some(usage),
     };
     let mut response = json_response(StatusCode::OK, &completion);
-    timing_headers(response.headers_mut(), &app.compute_type(), num_characters, record);
+    timing_headers(
+        response.headers_mut(),
+        &app.compute_type(),
+        num_characters,
+        record,
+    );
     Ok(response)
 }
 

@@ -80,7 +80,10 @@ impl CompletionLogprobs {
             logprobs.text_offset.push(*offset);
             *offset += token.text.chars().count();
             if let Some(tops) = &mut logprobs.top_logprobs {
-                let top = token.top.iter().map(|(_, text, logprob)| (text.clone(), *logprob));
+                let top = token
+                    .top
+                    .iter()
+                    .map(|(_, text, logprob)| (text.clone(), *logprob));
                 tops.push(top.collect());
             }
         }

@@ -2,8 +2,8 @@
 
 pub(super) mod chat;
 pub(super) mod completions;
-pub(super) mod models;
 mod logprobs;
+pub(super) mod models;
 mod sampling;
 
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -30,7 +30,9 @@ struct Envelope {
 
 impl Envelope {
     fn new(app: &App, prefix: &str, object: &'static str) -> Self {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         Self {
             id: format!("{prefix}-{:032x}", rand::random::<u128>()),
             object,

@@ -1,0 +1,152 @@
+"""A decode step neither waits for the device nor does more work for more rows: no host synchronisation, the same
+operations and the same lines of Python at 1, 8 and 32 rows."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import penstock_server
+from penstock_server.plan_encoding import NewSeat, PlanDraft, PlanRow
+from shard_testkit.engines import EngineSizes, LocalEngine, integer_model
+from shard_testkit.integer import IntegerReference
+
+PACKAGE = str(Path(penstock_server.__file__).parent)
+# Each of these copies a value to the host and waits for it, or has a result whose size only the device knows.
+SYNCHRONISING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal")
+STAGING_COPIES = 1
+
+
+class Operations(TorchDispatchMode):
+    """Names of the operations that were dispatched."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+        self.boolean_indexing = False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        self.names.append(name)
+        if name in ("index", "index_put_", "index_put"):
+            self.boolean_indexing |= any(index is not None and index.dtype == torch.bool for index in args[1])
+        return func(*args, **(kwargs or {}))
+
+
+class Lines:
+    """Counts the lines of the package that run."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __enter__(self):
+        sys.settrace(self._call)
+        return self
+
+    def __exit__(self, *error):
+        sys.settrace(None)
+
+    def _call(self, frame, event, arg):
+        return self._line if frame.f_code.co_filename.startswith(PACKAGE) else None
+
+    def _line(self, frame, event, arg):
+        self.count += event == "line"
+        return self._line
+
+
+def engine_with(model, num_rows):
+    """Rows of one block-count group, with one decode step behind them."""
+    engine = LocalEngine(model, EngineSizes(max_tokens=256), inline=True)
+    seats = range(num_rows)
+    engine.run(
+        PlanDraft(
+            registrations=[NewSeat(seat, 1, 5, 64) for seat in seats],
+            appends=[(seat, 0, index, 1 + seat * 4 + index) for seat in seats for index in range(4)],
+            rows=[PlanRow(seat, ids=(1, 2, 3, 4, seat)) for seat in seats],
+        )
+    )
+    engine.run(PlanDraft(rows=[PlanRow(seat) for seat in seats]))
+    return engine
+
+
+def decode(engine, num_rows):
+    return engine.run(PlanDraft(rows=[PlanRow(seat) for seat in range(num_rows)], same_rows=True))
+
+
+def operations(model, num_rows):
+    engine = engine_with(model, num_rows)
+    with Operations() as seen:
+        decode(engine, num_rows)
+    return seen
+
+
+@pytest.fixture
+def model(tmp_path):
+    return integer_model(IntegerReference(vocab_size=64), tmp_path)
+
+
+def test_a_decode_step_never_waits_for_the_device(model):
+    seen = operations(model, 8)
+    assert not set(seen.names) & set(SYNCHRONISING)
+    assert not seen.boolean_indexing
+    assert seen.names.count("copy_") + seen.names.count("_to_copy") <= STAGING_COPIES + model_copies(model)
+
+
+def model_copies(model):
+    """Conversions inside the integer model, which are no copies between host and device."""
+    engine = engine_with(model, 8)
+    counted = []
+    forward, logits = model.forward, model.logits
+
+    def watched(function):
+        def call(*args):
+            with Operations() as seen:
+                result = function(*args)
+            counted.extend(seen.names)
+            return result
+
+        return call
+
+    model.forward, model.logits = watched(forward), watched(logits)
+    decode(engine, 8)
+    model.forward, model.logits = forward, logits
+    return counted.count("copy_") + counted.count("_to_copy")
+
+
+def test_the_watch_sees_a_synchronisation(model):
+    forward = model.forward
+    model.forward = lambda batch, kv: forward(batch, kv) + int(batch.token_ids.max() < 0)
+    assert "_local_scalar_dense" in operations(model, 8).names
+
+
+def test_the_same_operations_at_1_8_and_32_rows(model):
+    names = [operations(model, num_rows).names for num_rows in (1, 8, 32)]
+    assert names[0] == names[1] == names[2]
+
+
+def test_the_same_lines_of_python_at_1_8_and_32_rows(model):
+    counts = []
+    for num_rows in (1, 8, 32):
+        engine = engine_with(model, num_rows)
+        blob = PlanDraft(rows=[PlanRow(seat) for seat in range(num_rows)], same_rows=True).encode()
+        with Lines() as lines:
+            engine.submit(3, blob)
+            engine.engine.collect(engine.tickets.pop())
+        counts.append(lines.count)
+    assert counts[0] == counts[1] == counts[2] > 100
+
+
+def test_the_same_lines_of_python_for_prompts_of_any_number(model):
+    counts = []
+    for num_rows in (2, 8, 32):
+        engine = engine_with(model, num_rows)
+        start, rows = 7, []
+        rows = [PlanRow(seat, ids=(1, 2) if seat % 2 else (), start=6 if seat % 2 else 0) for seat in range(num_rows)]
+        blob = PlanDraft(rows=rows).encode()
+        with Lines() as lines:
+            engine.submit(3, blob)
+            engine.engine.collect(engine.tickets.pop())
+        counts.append(lines.count)
+    assert counts[0] == counts[1] == counts[2] > start

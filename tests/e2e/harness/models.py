@@ -9,6 +9,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+DEMO = Path(__file__).parents[3] / "server" / "penstock_server" / "demo_model"
 PRIME = 2**31 - 1
 NUM_LAYERS = 2
 NUM_HEADS = 4

@@ -13,12 +13,13 @@ stage = @begin=$$(date +%s); echo "== $(1)"; $(2); echo "== $(1): $$(($$(date +%
 
 # Python edits are live; binaries are copied only when cargo made new ones.
 build: .venv/stamp
-	@cargo build --release --quiet --bins
+	@cargo build --release --bins
 	@for name in launcher router; do \
 	    cmp --silent $(TARGET)/release/$$name .venv/bin/$$name || install -m 755 $(TARGET)/release/$$name .venv/bin/$$name; \
 	done
 
 .venv/stamp: constraints.txt tests/requirements.txt pyproject.toml kernels/pyproject.toml .ci/setup-venv
+	@cargo build --release --bins
 	@.ci/setup-venv
 	@touch $@
 

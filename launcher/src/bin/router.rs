@@ -11,7 +11,6 @@ use penstock_router::config::RouterConfig;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
-use tracing_subscriber::EnvFilter;
 
 /// Speaks HTTP to clients and the Step protocol to shards.
 #[derive(Parser)]
@@ -70,7 +69,7 @@ fn read_config() -> Result<RouterConfig> {
 }
 
 fn run(config: RouterConfig) -> Result<()> {
-    start_log(&config)?;
+    penstock_router::telemetry::init(&config.log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
@@ -90,22 +89,4 @@ fn run(config: RouterConfig) -> Result<()> {
             shutdown.cancel();
         }
     })
-}
-
-fn start_log(config: &RouterConfig) -> Result<()> {
-    let filter = EnvFilter::try_new(&config.log.log_level).context("--log-level")?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_target(false);
-    if config.log.json_output {
-        builder
-            .json()
-            .flatten_event(true)
-            .with_current_span(false)
-            .init();
-    } else {
-        let terminal = std::io::IsTerminal::is_terminal(&std::io::stdout());
-        builder.with_ansi(terminal).init();
-    }
-    Ok(())
 }

@@ -12,6 +12,8 @@ pub mod scheduler;
 /// Generated from `proto/shard/v1/shard.proto`.
 #[expect(
     clippy::all,
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
     clippy::doc_markdown,
     reason = "generated code is not ours to lint"
 )]

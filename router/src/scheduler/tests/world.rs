@@ -22,7 +22,7 @@ const MIXED_SIZES: [u32; 3] = [2, 4, 8];
 /// Tokens per block and blocks of two KV groups.
 const GROUPS: [(u32, u32); 2] = [(2, 14), (3, 11)];
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Op {
     Submit {
         prompt_len: u32,

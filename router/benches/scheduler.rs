@@ -11,6 +11,7 @@ use penstock_router::scheduler::step::{Plan, RowResult, RowStatus, Seat, StepRes
 use penstock_router::scheduler::{Counters, GroupLimits, Limits, Scheduler};
 
 const PROMPT_LEN: u32 = 8;
+const MAX_NEW_TOKENS: u32 = 4096;
 
 fn request(id: u64) -> Request {
     Request {
@@ -31,19 +32,19 @@ fn request(id: u64) -> Request {
             logit_bias: Vec::new(),
             min_new_tokens: 0,
         },
-        max_new_tokens: 1_000_000,
+        max_new_tokens: MAX_NEW_TOKENS,
         stop_ids: Arc::new([999]),
         logprobs: None,
     }
 }
 
-/// Rows that decode for ever, with the seats in plan order.
+/// Rows that decode, with the seats in plan order.
 fn decoding(num_rows: u32) -> (Scheduler, Vec<Seat>) {
     let limits = Limits {
         vocab_size: 1000,
         groups: vec![GroupLimits {
             tokens_per_block: 16,
-            num_blocks: num_rows * 62_502,
+            num_blocks: num_rows * (PROMPT_LEN + MAX_NEW_TOKENS).div_ceil(16),
         }],
         num_seats: num_rows,
         num_lanes: 0,
@@ -84,11 +85,16 @@ fn result(plan: &Plan, seats: &[Seat], position: u32) -> StepResult {
 fn bench(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("scheduler");
     for num_rows in [1u32, 64, 256, 512] {
-        let (mut scheduler, seats) = decoding(num_rows);
+        let (mut scheduler, mut seats) = decoding(num_rows);
         let mut position = PROMPT_LEN;
         // Plan, encode, apply: all that the driver does for a step, deliveries included.
         group.bench_function(BenchmarkId::new("step", num_rows), |bencher| {
             bencher.iter(|| {
+                if position == PROMPT_LEN + MAX_NEW_TOKENS - 1 {
+                    // Once in 4,096 steps.
+                    (scheduler, seats) = decoding(num_rows);
+                    position = PROMPT_LEN;
+                }
                 let plan = scheduler.plan(Duration::ZERO).expect("there is work");
                 position += 1;
                 let result = result(&plan, &seats, position);

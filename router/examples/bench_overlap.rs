@@ -130,7 +130,7 @@ async fn measure(args: &Args, depth: u32) -> anyhow::Result<(f64, f64)> {
         for Delivery { request, output } in batch {
             match output {
                 Output::Token(_) if request == RequestId(0) => times.push(Instant::now()),
-                Output::Token(_) => (),
+                Output::Token(_) | Output::Started { .. } => (),
                 Output::Finished { .. } => ended += 1,
                 Output::Failed(failure) => anyhow::bail!("{request:?}: {failure}"),
             }

@@ -212,6 +212,7 @@ async fn take(
         return Ok(());
     }
     match output {
+        Output::Started { queue: _ } => (),
         Output::Token(token) => case.ids.push(token.id),
         Output::Finished { reason, timings: _ } => case.end = Some(Ok(reason)),
         Output::Failed(failure) => {

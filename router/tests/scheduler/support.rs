@@ -116,6 +116,7 @@ pub(crate) async fn collect(
             let answer = answers.entry(request).or_default();
             assert!(answer.end.is_none(), "nothing follows the end");
             match output {
+                Output::Started { queue: _ } => (),
                 Output::Token(token) => answer.ids.push(token.id),
                 Output::Finished { reason, timings: _ } => answer.end = Some(Ok(reason)),
                 Output::Failed(failure) => answer.end = Some(Err(failure)),

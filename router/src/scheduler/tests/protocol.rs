@@ -44,7 +44,9 @@ fn a_true_result_is_delivered_with_its_columns() {
     scheduler
         .apply(&result, Duration::from_millis(50), &mut out)
         .unwrap();
-    let Output::Token(token) = &out[0].output else {
+    let queue = Duration::from_millis(20);
+    assert_eq!(out[0].output, Output::Started { queue });
+    let Output::Token(token) = &out[1].output else {
         panic!("{out:?}");
     };
     assert_eq!((token.id, token.logprob), (42, Some(-0.5)));
@@ -57,11 +59,11 @@ fn a_true_result_is_delivered_with_its_columns() {
     scheduler
         .apply(&last, Duration::from_millis(75), &mut out)
         .unwrap();
-    let Output::Finished { reason, timings } = out[2].output else {
+    let Output::Finished { reason, timings } = out[3].output else {
         panic!("{out:?}");
     };
     assert_eq!(reason, FinishReason::Length);
-    assert_eq!(timings.queue, Duration::from_millis(20));
+    assert_eq!(timings.queue, queue);
     assert_eq!(timings.inference, Duration::from_millis(45));
 }
 

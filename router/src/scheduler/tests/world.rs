@@ -75,6 +75,7 @@ pub(in crate::scheduler) fn request(id: u64, prompt_len: u32, max_new_tokens: u3
 #[derive(Debug)]
 struct Known {
     request: Request,
+    has_started: bool,
     ids: Vec<u32>,
     /// Nothing may be delivered, and no plan may name it.
     gone: bool,
@@ -198,6 +199,7 @@ impl World {
         let mut out = Vec::new();
         let known = Known {
             request: request.clone(),
+            has_started: false,
             ids: Vec::new(),
             gone: false,
             end: None,
@@ -308,7 +310,17 @@ impl World {
                 "after the end: {output:?}"
             );
             match output {
-                Output::Token(token) => known.ids.push(token.id),
+                Output::Started { queue: _ } => {
+                    assert!(!known.has_started, "{request:?} starts twice");
+                    known.has_started = true;
+                }
+                Output::Token(token) => {
+                    assert!(
+                        known.has_started,
+                        "{request:?} has a token before it starts"
+                    );
+                    known.ids.push(token.id);
+                }
                 Output::Finished { reason, timings: _ } => known.end = Some(Ok(reason)),
                 Output::Failed(failure) => {
                     self.surprises += 1;

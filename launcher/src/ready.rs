@@ -117,9 +117,14 @@ impl Phases {
         if progress.phase != self.phase {
             self.end();
             *self = Self::new(&progress.phase);
-        } else if self.last_line.elapsed() >= PROGRESS {
+        } else if progress.fraction > 0.0 && self.last_line.elapsed() >= PROGRESS {
             self.last_line = Instant::now();
-            info!("{}: {:.0} %", self.phase, progress.fraction * 100.0);
+            let seconds = self.since.elapsed().as_secs();
+            info!(
+                "{}: {:.0} % after {seconds} s",
+                title(&self.phase),
+                progress.fraction * 100.0
+            );
         }
     }
 

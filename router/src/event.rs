@@ -55,6 +55,11 @@ pub struct Timings {
 /// exactly one of them is delivered, except after a cancellation, which ends a request silently.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Output {
+    /// The request is in a plan for the first time, after this long in the queue. Delivered at the latest with its first
+    /// token, and before it.
+    Started {
+        queue: Duration,
+    },
     Token(SampledToken),
     Finished {
         reason: FinishReason,

@@ -2,12 +2,27 @@
 //! `validation` makes a [`request::Request`]; `driver` runs `scheduler` (pure, no I/O, no text) against an `engine`;
 //! `text` turns ids into strings.
 
+pub mod api;
+pub mod chat;
 pub mod config;
 pub mod driver;
 pub mod engine;
+pub mod error;
 pub mod event;
+pub mod metrics;
+pub mod model;
 pub mod request;
 pub mod scheduler;
+mod serve;
+pub mod server;
+pub mod stream;
+pub mod telemetry;
+pub mod text;
+pub mod tokenizer;
+pub mod validation;
+pub mod vocabulary;
+
+pub use serve::{Router, serve};
 
 /// Generated from `proto/shard/v1/shard.proto`.
 #[expect(

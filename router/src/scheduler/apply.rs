@@ -153,6 +153,7 @@ impl Scheduler {
             .holder(seat)
             .expect("the caller saw that the request runs");
         let id = sequence.request.id;
+        let is_first = sequence.num_sampled == 0;
         sequence.num_sampled += 1;
         self.counters.generated_tokens += 1;
         let reason = if sequence.request.stop_ids.contains(&token.id) {
@@ -166,6 +167,14 @@ impl Scheduler {
             queue: sequence.started.saturating_sub(sequence.submitted),
             inference: now.saturating_sub(sequence.started),
         };
+        if is_first {
+            out.push(Delivery {
+                request: id,
+                output: Output::Started {
+                    queue: timings.queue,
+                },
+            });
+        }
         out.push(Delivery {
             request: id,
             output: Output::Token(token),

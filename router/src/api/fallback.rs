@@ -1,0 +1,71 @@
+//! Answers to unknown paths and wrong methods: what was asked for, and what there is.
+
+use axum::http::header::ALLOW;
+use axum::http::{HeaderValue, Method, Uri};
+use axum::response::Response;
+
+use super::respond::ErrorStyle;
+use crate::error::{ApiError, ErrorKind};
+
+/// Paths and their methods.
+pub(super) const ROUTES: [(&str, &str); 9] = [
+    ("/", "GET, POST"),
+    ("/generate", "POST"),
+    ("/generate_stream", "POST"),
+    ("/v1/chat/completions", "POST"),
+    ("/v1/completions", "POST"),
+    ("/v1/models", "GET"),
+    ("/health", "GET"),
+    ("/info", "GET"),
+    ("/metrics", "GET"),
+];
+
+/// How many routes an answer lists.
+const NUM_NEAREST: usize = 3;
+/// Longer paths are cut in the answer and in the comparison.
+const MAX_PATH: usize = 100;
+
+pub(super) async fn unknown_route(uri: Uri) -> Response {
+    let path: String = uri.path().chars().take(MAX_PATH).collect();
+    let mut routes: Vec<(usize, &str, &str)> = ROUTES
+        .iter()
+        .map(|(route, methods)| (distance(&path, route), *route, *methods))
+        .collect();
+    routes.sort_by_key(|(distance, ..)| *distance);
+    let nearest: Vec<String> = routes
+        .iter()
+        .take(NUM_NEAREST)
+        .map(|(_, route, methods)| format!("{methods} {route}"))
+        .collect();
+    let message = format!("no route `{path}`; the nearest are: {}", nearest.join("; "));
+    ErrorStyle::of_path(&path).response(&ApiError::new(ErrorKind::NotFound, message))
+}
+
+pub(super) async fn wrong_method(method: Method, uri: Uri) -> Response {
+    let path = uri.path();
+    let methods = ROUTES.iter().find(|(route, _)| *route == path);
+    let methods = methods.map_or("GET, POST", |(_, methods)| *methods);
+    let message = format!("`{path}` does not accept {method}; it accepts: {methods}");
+    let error = ApiError::new(ErrorKind::MethodNotAllowed, message);
+    let mut response = ErrorStyle::of_path(path).response(&error);
+    response
+        .headers_mut()
+        .insert(ALLOW, HeaderValue::from_static(methods));
+    response
+}
+
+/// How many characters must be changed, added or dropped (Levenshtein).
+fn distance(left: &str, right: &str) -> usize {
+    let right: Vec<char> = right.chars().collect();
+    let mut row: Vec<usize> = (0..=right.len()).collect();
+    for (index, character) in left.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = index + 1;
+        for (column, other) in right.iter().enumerate() {
+            let changed = diagonal + usize::from(character != *other);
+            diagonal = row[column + 1];
+            row[column + 1] = changed.min(row[column] + 1).min(diagonal + 1);
+        }
+    }
+    row[right.len()]
+}

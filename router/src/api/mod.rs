@@ -1,0 +1,95 @@
+//! The HTTP side: one file per dialect, each with its types and how its requests, answers and errors look; shared
+//! between them are bodies, streams, records and the way to the engine. No dialect knows another, and none knows
+//! seats, blocks or plans.
+
+mod body;
+mod fallback;
+mod generate;
+mod health;
+mod openai;
+mod record;
+mod respond;
+mod sse;
+mod tgi;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::routing::{get, post};
+use tokio::sync::watch;
+
+use crate::config::LimitsConfig;
+use crate::driver::{EngineFacts, EngineStatus, SharedStats};
+use crate::error::{ApiError, ErrorKind};
+use crate::metrics::Metrics;
+use crate::model::Model;
+use crate::stream::Generator;
+use crate::tokenizer::TokenizerPool;
+
+/// What every handler sees.
+pub(crate) type AppState = Arc<App>;
+
+/// Seconds after which a client may try again while the engine is starting.
+const RETRY_WHILE_STARTING: u32 = 5;
+
+/// The parts that handlers work with.
+#[derive(Debug)]
+pub struct App {
+    pub limits: LimitsConfig,
+    pub model: Model,
+    pub tokenizers: TokenizerPool,
+    pub generator: Generator,
+    pub status: watch::Receiver<EngineStatus>,
+    pub stats: SharedStats,
+    pub metrics: Arc<Metrics>,
+    /// Set once: no new work from then on.
+    pub draining: AtomicBool,
+}
+
+impl App {
+    /// The engine's facts, or why no request can be taken.
+    fn ready(&self) -> Result<Arc<EngineFacts>, ApiError> {
+        let not_ready = |message: String, seconds| {
+            Err(ApiError::new(ErrorKind::NotReady, message).retry_after(seconds))
+        };
+        if self.draining.load(Ordering::Relaxed) {
+            return not_ready(
+                "the server is shutting down".to_owned(),
+                RETRY_WHILE_STARTING,
+            );
+        }
+        match &*self.status.borrow() {
+            EngineStatus::Ready(facts) => Ok(Arc::clone(facts)),
+            EngineStatus::Starting { phase, fraction } => {
+                let percent = fraction * 100.0;
+                let message = format!("the model is not ready yet: {phase}, {percent:.0} %");
+                not_ready(message, RETRY_WHILE_STARTING)
+            }
+            EngineStatus::Down { .. } => {
+                let message = "the model's worker has stopped and is being restarted".to_owned();
+                not_ready(message, RETRY_WHILE_STARTING)
+            }
+        }
+    }
+}
+
+/// All routes. The table in `fallback` lists them for the answers to unknown ones; a test holds the two together.
+pub fn router(app: AppState) -> Router {
+    Router::new()
+        .route("/", get(health::health).post(tgi::compat))
+        .route("/generate", post(tgi::generate))
+        .route("/generate_stream", post(tgi::generate_stream))
+        .route("/v1/chat/completions", post(openai::chat::handle))
+        .route("/v1/completions", post(openai::completions::handle))
+        .route("/v1/models", get(openai::models::list))
+        .route("/health", get(health::health))
+        .route("/info", get(health::info))
+        .route("/metrics", get(health::metrics))
+        .fallback(fallback::unknown_route)
+        .method_not_allowed_fallback(fallback::wrong_method)
+        // Bodies are limited where they are read, with an answer that names the limit.
+        .layer(DefaultBodyLimit::disable())
+        .with_state(app)
+}

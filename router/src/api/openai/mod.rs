@@ -1,0 +1,92 @@
+//! The OpenAI dialect: `/v1/chat/completions`, `/v1/completions`, `/v1/models`.
+
+pub(super) mod chat;
+pub(super) mod completions;
+mod logprobs;
+pub(super) mod models;
+mod sampling;
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::response::Response;
+use serde::Serialize;
+
+use super::App;
+use super::record::Record;
+use super::respond::ErrorStyle;
+use super::sse::Frames;
+use crate::error::{ApiError, ErrorKind};
+use crate::event::{FinishReason, Usage};
+
+/// What every object of one answer repeats.
+#[derive(Clone, Debug, Serialize)]
+struct Envelope {
+    id: String,
+    object: &'static str,
+    created: u64,
+    model: String,
+    system_fingerprint: String,
+}
+
+impl Envelope {
+    fn new(app: &App, prefix: &str, object: &'static str) -> Self {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        Self {
+            id: format!("{prefix}-{:032x}", rand::random::<u128>()),
+            object,
+            created: now.as_secs(),
+            model: app.model.name.clone(),
+            system_fingerprint: concat!(env!("CARGO_PKG_VERSION"), "-native").to_owned(),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+struct OpenAiUsage {
+    prompt_tokens: u32,
+    completion_tokens: u32,
+    total_tokens: u32,
+}
+
+impl OpenAiUsage {
+    fn add(&mut self, usage: Usage) {
+        self.prompt_tokens += usage.prompt_tokens;
+        self.completion_tokens += usage.generated_tokens;
+        self.total_tokens += usage.prompt_tokens + usage.generated_tokens;
+    }
+}
+
+fn finish_reason(reason: FinishReason) -> &'static str {
+    match reason {
+        FinishReason::Length => "length",
+        FinishReason::EndOfSequence | FinishReason::StopSequence => "stop",
+    }
+}
+
+/// `model` may be absent, `tgi`, the model's name, or the name's last part.
+fn check_model(app: &App, model: Option<&str>) -> Result<(), ApiError> {
+    let name = app.model.name.as_str();
+    let last = name.rsplit('/').next().unwrap_or(name);
+    match model {
+        None => Ok(()),
+        Some(model) if model == "tgi" || model == name || model == last => Ok(()),
+        Some(model) => {
+            let model: String = model.chars().take(200).collect();
+            let message = format!("the model `{model}` does not exist; `{name}` is served");
+            Err(ApiError::new(ErrorKind::ModelNotFound, message).with_param("model"))
+        }
+    }
+}
+
+fn error_response(error: &ApiError, record: &mut Record) -> Response {
+    let style = ErrorStyle::OpenAi;
+    record.failed(error, style.status(error).as_u16());
+    style.response(error)
+}
+
+/// The last event of a stream that failed. `[DONE]` does not follow: some clients would take it for a good end.
+fn error_event(error: &ApiError, out: &mut Frames) {
+    out.json(&ErrorStyle::OpenAi.body(error));
+}

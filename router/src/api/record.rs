@@ -1,0 +1,163 @@
+//! One record per request, from arrival to its last byte: when it is dropped it becomes metrics and one line in the
+//! log. Holds numbers and names only, never text.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::error::ApiError;
+use crate::event::{Event, FinishReason, Finished};
+use crate::metrics::{FailureLabel, Metrics};
+use crate::request::Request;
+
+/// What is known about a request so far.
+#[derive(Debug)]
+pub(super) struct Record {
+    metrics: Arc<Metrics>,
+    route: &'static str,
+    status: u16,
+    arrived: Instant,
+    id: Option<u64>,
+    /// Prompts that were submitted and have not ended.
+    num_open: usize,
+    failure: Option<FailureLabel>,
+    reason: Option<FinishReason>,
+    pub(super) validation: Duration,
+    pub(super) queue: Duration,
+    pub(super) inference: Duration,
+    first_token: Option<Duration>,
+    pub(super) prompt_tokens: u32,
+    pub(super) generated_tokens: u32,
+}
+
+impl Record {
+    pub(super) fn new(metrics: &Arc<Metrics>, route: &'static str) -> Self {
+        metrics.request_count.increment(1);
+        Self {
+            metrics: Arc::clone(metrics),
+            route,
+            status: 200,
+            arrived: Instant::now(),
+            id: None,
+            num_open: 0,
+            failure: None,
+            reason: None,
+            validation: Duration::ZERO,
+            queue: Duration::ZERO,
+            inference: Duration::ZERO,
+            first_token: None,
+            prompt_tokens: 0,
+            generated_tokens: 0,
+        }
+    }
+
+    /// A prompt is about to be submitted.
+    pub(super) fn submitting(&mut self, request: &Request) {
+        let prompt_tokens = u32::try_from(request.prompt_ids.len()).unwrap_or(u32::MAX);
+        self.id.get_or_insert(request.id.0);
+        self.num_open += 1;
+        self.validation = self.arrived.elapsed();
+        self.prompt_tokens += prompt_tokens;
+        self.metrics.validation_duration.record(self.validation);
+        self.metrics.input_length.record(f64::from(prompt_tokens));
+        self.metrics
+            .max_new_tokens
+            .record(f64::from(request.max_new_tokens));
+    }
+
+    pub(super) fn observe(&mut self, events: &[Event]) {
+        for event in events {
+            match event {
+                Event::Token(_) => {
+                    self.first_token
+                        .get_or_insert_with(|| self.arrived.elapsed());
+                }
+                Event::Finished(finished) => self.finished(finished),
+                Event::Failed(_) => self.failure = Some(FailureLabel::Generation),
+            }
+        }
+    }
+
+    fn finished(&mut self, finished: &Finished) {
+        let Finished {
+            reason,
+            usage,
+            timings,
+            tail: _,
+        } = finished;
+        self.num_open = self.num_open.saturating_sub(1);
+        self.reason = Some(*reason);
+        self.generated_tokens += usage.generated_tokens;
+        self.queue = self.queue.max(timings.queue);
+        self.inference = self.inference.max(timings.inference);
+        self.metrics.queue_duration.record(timings.queue);
+        self.metrics.inference_duration.record(timings.inference);
+        let generated = usage.generated_tokens;
+        self.metrics.generated_tokens.record(f64::from(generated));
+        self.metrics
+            .mean_time_per_token
+            .record(timings.inference / generated.max(1));
+    }
+
+    /// The request is answered with an error of this status.
+    pub(super) fn failed(&mut self, error: &ApiError, status: u16) {
+        self.failure = Some(error.kind.codes().label);
+        self.status = status;
+    }
+
+    pub(super) fn total(&self) -> Duration {
+        self.arrived.elapsed()
+    }
+
+    pub(super) fn time_per_token(&self) -> Duration {
+        self.inference / self.generated_tokens.max(1)
+    }
+
+    fn outcome(&self) -> Result<&'static str, FailureLabel> {
+        match (self.failure, self.reason) {
+            (Some(failure), _) => Err(failure),
+            (None, Some(reason)) if self.num_open == 0 => Ok(reason_name(reason)),
+            (None, _) => Err(FailureLabel::Dropped),
+        }
+    }
+}
+
+/// TGI's names of the reasons.
+pub(super) fn reason_name(reason: FinishReason) -> &'static str {
+    match reason {
+        FinishReason::Length => "length",
+        FinishReason::EndOfSequence => "eos_token",
+        FinishReason::StopSequence => "stop_sequence",
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let total = self.total();
+        let outcome = self.outcome();
+        match outcome {
+            Ok(_) => {
+                self.metrics.request_success.increment(1);
+                self.metrics.request_duration.record(total);
+            }
+            Err(label) => self.metrics.failed(label),
+        }
+        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let end = outcome.unwrap_or_else(FailureLabel::name);
+        tracing::info!(
+            id = self.id.unwrap_or(0),
+            route = self.route,
+            status = self.status,
+            prompt_tokens = self.prompt_tokens,
+            generated_tokens = self.generated_tokens,
+            queue_ms = millis(self.queue),
+            first_token_ms = self.first_token.map(millis),
+            total_ms = millis(total),
+            finish_reason = end,
+            "{} {}: {} + {} tokens, {end}",
+            self.route,
+            self.status,
+            self.prompt_tokens,
+            self.generated_tokens,
+        );
+    }
+}

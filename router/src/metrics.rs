@@ -1,0 +1,343 @@
+//! The metric registry: every family by name, with its handle, registered before the first request. Labels come from
+//! fixed sets only.
+
+use metrics::{
+    Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram,
+    gauge, histogram, with_local_recorder,
+};
+use std::sync::{Mutex, PoisonError};
+
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+use crate::driver::DriverStats;
+use crate::scheduler::BATCH_SIZE_BUCKETS;
+
+/// Why a request failed, as the label `err` of `tgi_request_failure`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailureLabel {
+    Overloaded,
+    Validation,
+    Template,
+    Incomplete,
+    Generation,
+    /// The client went away.
+    Dropped,
+}
+
+impl FailureLabel {
+    const ALL: [Self; 6] = [
+        Self::Overloaded,
+        Self::Validation,
+        Self::Template,
+        Self::Incomplete,
+        Self::Generation,
+        Self::Dropped,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Overloaded => "overloaded",
+            Self::Validation => "validation",
+            Self::Template => "template",
+            Self::Incomplete => "incomplete",
+            Self::Generation => "generation",
+            Self::Dropped => "dropped",
+        }
+    }
+}
+
+/// Prefill or decode, the label `method`.
+#[derive(Clone, Debug)]
+pub struct ByMethod {
+    pub prefill: Counter,
+    pub decode: Counter,
+}
+
+/// All handles.
+#[derive(Debug)]
+pub struct Metrics {
+    exporter: PrometheusHandle,
+    pub request_count: Counter,
+    pub request_success: Counter,
+    request_failure: [Counter; FailureLabel::ALL.len()],
+    pub request_duration: Histogram,
+    pub validation_duration: Histogram,
+    pub queue_duration: Histogram,
+    pub inference_duration: Histogram,
+    pub mean_time_per_token: Histogram,
+    pub generated_tokens: Histogram,
+    pub input_length: Histogram,
+    pub max_new_tokens: Histogram,
+    pub time_to_first_token: Histogram,
+    pub inter_token_latency: Histogram,
+    pub queue_size: Gauge,
+    pub batch_current_size: Gauge,
+    pub batch_current_max_tokens: Gauge,
+    pub batch_next_size: Histogram,
+    pub batch_inference_count: ByMethod,
+    pub batch_inference_success: ByMethod,
+    pub kv_blocks_total: Gauge,
+    pub kv_blocks_used: Gauge,
+    pub kv_blocks_cached: Gauge,
+    pub running_requests: Gauge,
+    pub steps: Counter,
+    pub decode_steps_followed: Counter,
+    pub steps_overlapped: Counter,
+    pub wasted_rows: Counter,
+    pub engines_ready: Counter,
+    /// Of the batch sizes, how many were moved into the histogram.
+    batches_taken: Mutex<[u64; BATCH_SIZE_BUCKETS]>,
+}
+
+impl Metrics {
+    /// Bucket edges of token counts follow the limits.
+    pub fn new(max_input_tokens: usize, max_total_tokens: usize) -> Result<Self, BuildError> {
+        let recorder = builder(max_input_tokens, max_total_tokens)?.build_recorder();
+        let exporter = recorder.handle();
+        Ok(with_local_recorder(&recorder, || {
+            describe();
+            Self::register(exporter)
+        }))
+    }
+
+    fn register(exporter: PrometheusHandle) -> Self {
+        let by_method = |name: &'static str| ByMethod {
+            prefill: counter!(name, "method" => "prefill"),
+            decode: counter!(name, "method" => "decode"),
+        };
+        Self {
+            exporter,
+            request_count: counter!("tgi_request_count"),
+            request_success: counter!("tgi_request_success"),
+            request_failure: FailureLabel::ALL
+                .map(|label| counter!("tgi_request_failure", "err" => label.name())),
+            request_duration: histogram!("tgi_request_duration"),
+            validation_duration: histogram!("tgi_request_validation_duration"),
+            queue_duration: histogram!("tgi_request_queue_duration"),
+            inference_duration: histogram!("tgi_request_inference_duration"),
+            mean_time_per_token: histogram!("tgi_request_mean_time_per_token_duration"),
+            generated_tokens: histogram!("tgi_request_generated_tokens"),
+            input_length: histogram!("tgi_request_input_length"),
+            max_new_tokens: histogram!("tgi_request_max_new_tokens"),
+            time_to_first_token: histogram!("penstock_time_to_first_token_duration"),
+            inter_token_latency: histogram!("penstock_inter_token_duration"),
+            queue_size: gauge!("tgi_queue_size"),
+            batch_current_size: gauge!("tgi_batch_current_size"),
+            batch_current_max_tokens: gauge!("tgi_batch_current_max_tokens"),
+            batch_next_size: histogram!("tgi_batch_next_size"),
+            batch_inference_count: by_method("tgi_batch_inference_count"),
+            batch_inference_success: by_method("tgi_batch_inference_success"),
+            kv_blocks_total: gauge!("penstock_kv_blocks_total"),
+            kv_blocks_used: gauge!("penstock_kv_blocks_used"),
+            kv_blocks_cached: gauge!("penstock_kv_blocks_cached"),
+            running_requests: gauge!("penstock_running_requests"),
+            steps: counter!("penstock_steps_total"),
+            decode_steps_followed: counter!("penstock_decode_steps_followed_total"),
+            steps_overlapped: counter!("penstock_steps_overlapped_total"),
+            wasted_rows: counter!("penstock_wasted_rows_total"),
+            engines_ready: counter!("penstock_engines_ready_total"),
+            batches_taken: Mutex::default(),
+        }
+    }
+
+    pub fn failed(&self, label: FailureLabel) {
+        self.request_failure[label as usize].increment(1);
+    }
+
+    /// Takes what the driver counted; called for each scrape.
+    pub fn take(&self, stats: &DriverStats) {
+        let counters = &stats.scheduler;
+        let gauges = [
+            (&self.queue_size, counters.queued),
+            (&self.batch_current_size, counters.running),
+            (&self.batch_current_max_tokens, counters.running_max_tokens),
+            (&self.running_requests, counters.running),
+            (&self.kv_blocks_total, counters.blocks_total),
+            (&self.kv_blocks_used, counters.blocks_used),
+            (&self.kv_blocks_cached, counters.blocks_cached),
+        ];
+        for (gauge, value) in gauges {
+            gauge.set(value as f64);
+        }
+        let totals = [
+            (&self.batch_inference_count.prefill, counters.prefill_steps),
+            (&self.batch_inference_count.decode, counters.decode_steps),
+            (&self.batch_inference_success.prefill, stats.prefill.steps),
+            (&self.batch_inference_success.decode, stats.decode.steps),
+            (&self.steps, stats.prefill.steps + stats.decode.steps),
+            (
+                &self.decode_steps_followed,
+                stats.decode_steps_with_successor,
+            ),
+            (
+                &self.steps_overlapped,
+                stats.decode_steps_with_successor_waiting,
+            ),
+            (&self.wasted_rows, counters.wasted_rows),
+            (&self.engines_ready, stats.engines_ready),
+        ];
+        for (counter, value) in totals {
+            counter.absolute(value);
+        }
+        self.take_batch_sizes(&counters.batch_sizes);
+    }
+
+    /// The driver keeps powers of two; each counts as its upper edge.
+    fn take_batch_sizes(&self, sizes: &[u64; BATCH_SIZE_BUCKETS]) {
+        let mut taken = self
+            .batches_taken
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for (bucket, (size, taken)) in sizes.iter().zip(taken.iter_mut()).enumerate() {
+            let new = size.saturating_sub(*taken);
+            *taken = *size;
+            let new = usize::try_from(new).unwrap_or(usize::MAX);
+            self.batch_next_size
+                .record_many((1_u64 << bucket) as f64, new);
+        }
+    }
+
+    /// The Prometheus text.
+    pub fn render(&self) -> String {
+        self.exporter.render()
+    }
+
+    /// Moves samples from the histograms' buffers into their buckets; without it they grow while nobody scrapes.
+    pub fn upkeep(&self) {
+        self.exporter.run_upkeep();
+    }
+}
+
+fn builder(
+    max_input_tokens: usize,
+    max_total_tokens: usize,
+) -> Result<PrometheusBuilder, BuildError> {
+    let durations: Vec<f64> = (1..=35).map(|k| 0.0001 * 1.5_f64.powi(k)).collect();
+    let batch_sizes: Vec<f64> = (1..=1024).map(f64::from).collect();
+    let linear = |max: usize| -> Vec<f64> {
+        (1..=100)
+            .map(|step| max as f64 / 100.0 * f64::from(step))
+            .collect()
+    };
+    let (input, total) = (linear(max_input_tokens), linear(max_total_tokens));
+    let full = |name: &str| Matcher::Full(name.to_owned());
+    PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("duration".to_owned()), &durations)?
+        .set_buckets_for_metric(full("tgi_request_input_length"), &input)?
+        .set_buckets_for_metric(full("tgi_request_generated_tokens"), &total)?
+        .set_buckets_for_metric(full("tgi_request_max_new_tokens"), &total)?
+        .set_buckets_for_metric(full("tgi_batch_next_size"), &batch_sizes)
+}
+
+fn describe() {
+    let counters = [
+        ("tgi_request_count", "Requests received"),
+        ("tgi_request_success", "Requests answered to their end"),
+        ("tgi_request_failure", "Requests that failed, by cause"),
+        ("tgi_batch_inference_count", "Steps sent to the shards"),
+        (
+            "tgi_batch_inference_success",
+            "Steps answered by the shards",
+        ),
+        ("penstock_steps_total", "Steps answered by the shards"),
+        (
+            "penstock_steps_overlapped_total",
+            "Steps that arrived before the one before them had ended",
+        ),
+    ];
+    for (name, help) in counters {
+        describe_counter!(name, help);
+    }
+    let gauges = [
+        ("tgi_queue_size", "Requests that wait for their first step"),
+        ("tgi_batch_current_size", "Requests that run"),
+        (
+            "tgi_batch_current_max_tokens",
+            "Tokens that the running requests may still reach",
+        ),
+        ("penstock_kv_blocks_total", "KV-cache blocks"),
+        (
+            "penstock_kv_blocks_used",
+            "KV-cache blocks referenced by live requests",
+        ),
+        (
+            "penstock_kv_blocks_cached",
+            "KV-cache blocks kept for later prompts",
+        ),
+        ("penstock_running_requests", "Requests that run"),
+    ];
+    for (name, help) in gauges {
+        describe_gauge!(name, help);
+    }
+    let histograms = [
+        ("tgi_request_duration", "Seconds from arrival to end"),
+        (
+            "tgi_request_validation_duration",
+            "Seconds from arrival to the queue",
+        ),
+        ("tgi_request_queue_duration", "Seconds in the queue"),
+        (
+            "tgi_request_inference_duration",
+            "Seconds from the first step to the end",
+        ),
+        (
+            "tgi_request_mean_time_per_token_duration",
+            "Seconds of inference per generated token",
+        ),
+        (
+            "tgi_request_generated_tokens",
+            "Tokens generated per request",
+        ),
+        ("tgi_request_input_length", "Prompt tokens per request"),
+        (
+            "tgi_request_max_new_tokens",
+            "Most tokens that a request may generate",
+        ),
+        ("tgi_batch_next_size", "Requests per step"),
+        (
+            "penstock_time_to_first_token_duration",
+            "Seconds from submission to the first token",
+        ),
+        (
+            "penstock_inter_token_duration",
+            "Seconds between two tokens of a request",
+        ),
+    ];
+    for (name, help) in histograms {
+        describe_histogram!(name, help);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_family_is_there_before_the_first_request() {
+        let metrics = Metrics::new(1000, 2000).unwrap();
+        let text = metrics.render();
+        for line in [
+            "tgi_request_count 0",
+            "tgi_request_failure{err=\"dropped\"} 0",
+            "tgi_batch_inference_count{method=\"decode\"} 0",
+            "tgi_request_duration_count 0",
+            "tgi_request_duration_bucket{le=\"0.00015000000000000001\"} 0",
+            "tgi_request_input_length_bucket{le=\"10\"} 0",
+            "tgi_batch_next_size_bucket{le=\"1024\"} 0",
+            "penstock_inter_token_duration_count 0",
+            "penstock_kv_blocks_used 0",
+            "penstock_steps_overlapped_total 0",
+        ] {
+            assert!(
+                text.lines().any(|got| got == line),
+                "{line} is missing in\n{text}"
+            );
+        }
+        metrics.failed(FailureLabel::Dropped);
+        assert!(
+            metrics
+                .render()
+                .contains("tgi_request_failure{err=\"dropped\"} 1")
+        );
+    }
+}

@@ -1,0 +1,221 @@
+//! What the router reads from a model folder: the tokenizer, the ids that end an answer, and the chat template. The
+//! weights are the shard's affair.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::Value;
+use tokenizers::Tokenizer;
+
+use crate::chat::template::ChatTemplate;
+use crate::vocabulary::Vocabulary;
+
+/// A model folder as the router needs it.
+#[derive(Debug)]
+pub struct Model {
+    /// Under which it is served.
+    pub name: String,
+    pub tokenizer: Arc<Tokenizer>,
+    pub vocabulary: Arc<Vocabulary>,
+    /// Any of them ends an answer.
+    pub eos_ids: Arc<[u32]>,
+    /// What config.json says; the shard has the last word.
+    pub max_positions: Option<usize>,
+    /// Or why chat is not possible.
+    pub chat: Result<ChatTemplate, String>,
+}
+
+/// A folder that cannot be served. Each message names the file.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    #[error("{} is missing in the model folder {}", .file, .folder.display())]
+    Missing { folder: PathBuf, file: &'static str },
+    #[error("{}: {reason}", .path.display())]
+    Unreadable { path: PathBuf, reason: String },
+    #[error("{}: {field} should be {expected}", .path.display())]
+    Field {
+        path: PathBuf,
+        field: &'static str,
+        expected: &'static str,
+    },
+}
+
+impl Model {
+    /// Reads config.json and tokenizer.json, and generation_config.json, tokenizer_config.json and chat_template.jinja
+    /// where they are.
+    pub fn load(folder: &Path, name: Option<String>) -> Result<Self, ModelError> {
+        let config = read_json(folder, "config.json")?.ok_or(ModelError::Missing {
+            folder: folder.to_owned(),
+            file: "config.json",
+        })?;
+        let generation_config = read_json(folder, "generation_config.json")?.unwrap_or_default();
+        let tokenizer_config = read_json(folder, "tokenizer_config.json")?.unwrap_or_default();
+        let tokenizer = read_tokenizer(folder)?;
+        let special_tokens = special_tokens(&tokenizer_config);
+        let eos_ids = eos_ids(folder, &config, &generation_config)?.unwrap_or_else(|| {
+            let eos = special_tokens.get("eos_token");
+            eos.and_then(|token| tokenizer.token_to_id(token))
+                .into_iter()
+                .collect()
+        });
+        if eos_ids.is_empty() {
+            tracing::warn!(
+                "no eos_token_id in config.json or generation_config.json: answers end by length only"
+            );
+        }
+        let folder_name = || {
+            folder
+                .file_name()
+                .map(|name| name.to_string_lossy().into_owned())
+        };
+        Ok(Self {
+            name: name
+                .or_else(folder_name)
+                .unwrap_or_else(|| "model".to_owned()),
+            vocabulary: Arc::new(Vocabulary::new(&tokenizer)),
+            tokenizer,
+            eos_ids: eos_ids.into(),
+            max_positions: max_positions(&config),
+            chat: chat_template(folder, &tokenizer_config, special_tokens)?,
+        })
+    }
+}
+
+fn read(folder: &Path, file: &'static str) -> Result<Option<String>, ModelError> {
+    let path = folder.join(file);
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(ModelError::Unreadable {
+            path,
+            reason: error.to_string(),
+        }),
+    }
+}
+
+fn read_json(folder: &Path, file: &'static str) -> Result<Option<Value>, ModelError> {
+    let Some(text) = read(folder, file)? else {
+        return Ok(None);
+    };
+    let parsed = serde_json::from_str(&text);
+    parsed.map(Some).map_err(|error| ModelError::Unreadable {
+        path: folder.join(file),
+        reason: format!("not JSON: {error}"),
+    })
+}
+
+fn read_tokenizer(folder: &Path) -> Result<Arc<Tokenizer>, ModelError> {
+    let file = "tokenizer.json";
+    let text = read(folder, file)?.ok_or(ModelError::Missing {
+        folder: folder.to_owned(),
+        file,
+    })?;
+    let unreadable = |error: tokenizers::Error| ModelError::Unreadable {
+        path: folder.join(file),
+        reason: error.to_string(),
+    };
+    let mut tokenizer = Tokenizer::from_bytes(text).map_err(unreadable)?;
+    // Left over from training in some files: it would cut prompts without a word.
+    tokenizer.with_truncation(None).map_err(unreadable)?;
+    tokenizer.with_padding(None);
+    Ok(Arc::new(tokenizer))
+}
+
+/// The union of both files, in their order; `None` where neither says anything.
+fn eos_ids(
+    folder: &Path,
+    config: &Value,
+    generation_config: &Value,
+) -> Result<Option<Vec<u32>>, ModelError> {
+    let sources = [
+        ("generation_config.json", generation_config),
+        ("config.json", config),
+        ("config.json", &config["text_config"]),
+    ];
+    let mut ids = Vec::new();
+    let mut found = false;
+    for (file, source) in sources {
+        let field = &source["eos_token_id"];
+        if field.is_null() {
+            continue;
+        }
+        found = true;
+        let list = match field {
+            Value::Array(list) => list.as_slice(),
+            one => std::slice::from_ref(one),
+        };
+        for value in list {
+            let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+            let id = id.ok_or_else(|| ModelError::Field {
+                path: folder.join(file),
+                field: "eos_token_id",
+                expected: "a token id or a list of them",
+            })?;
+            if !ids.contains(&id) {
+                ids.push(id);
+            }
+        }
+    }
+    Ok(found.then_some(ids))
+}
+
+fn max_positions(config: &Value) -> Option<usize> {
+    let names = ["max_position_embeddings", "max_seq_len", "n_positions"];
+    [config, &config["text_config"]]
+        .into_iter()
+        .flat_map(|source| names.map(|name| source[name].as_u64()))
+        .flatten()
+        .next()
+        .and_then(|positions| usize::try_from(positions).ok())
+}
+
+/// `bos_token` and its like, which templates use; a string, or an object with `content`.
+fn special_tokens(tokenizer_config: &Value) -> BTreeMap<String, String> {
+    let Some(fields) = tokenizer_config.as_object() else {
+        return BTreeMap::new();
+    };
+    fields
+        .iter()
+        .filter(|(name, _)| name.ends_with("_token"))
+        .filter_map(|(name, value)| {
+            let content = value.as_str().or_else(|| value["content"].as_str())?;
+            Some((name.clone(), content.to_owned()))
+        })
+        .collect()
+}
+
+/// `chat_template.jinja` wins over tokenizer_config.json, as in transformers; of a named list `default` is taken.
+fn chat_template(
+    folder: &Path,
+    tokenizer_config: &Value,
+    special_tokens: BTreeMap<String, String>,
+) -> Result<Result<ChatTemplate, String>, ModelError> {
+    let field = &tokenizer_config["chat_template"];
+    let from_config = || match field {
+        Value::Array(list) => list
+            .iter()
+            .find(|entry| entry["name"] == "default")
+            .and_then(|entry| entry["template"].as_str()),
+        one => one.as_str(),
+    };
+    let source = match read(folder, "chat_template.jinja")? {
+        Some(file) => Some(file),
+        None => from_config().map(str::to_owned),
+    };
+    let Some(source) = source else {
+        return Ok(Err(
+            "the model has no chat template: neither chat_template.jinja nor chat_template in tokenizer_config.json"
+                .to_owned(),
+        ));
+    };
+    let compiled = ChatTemplate::new(&source, special_tokens);
+    Ok(compiled.map_err(|error| {
+        tracing::warn!(%error, "the chat template does not compile: chat is refused");
+        format!("the model's chat template does not compile: {error}")
+    }))
+}
+
+#[cfg(test)]
+#[path = "model_tests.rs"]
+mod tests;

@@ -1,0 +1,138 @@
+//! The accept loop: connections in, with timeouts for those that say nothing, and an orderly end. On a stop signal
+//! nothing new is accepted, running requests get their time, then they end with an error event.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+/// For the first byte of a connection, for a request's headers, and between two requests of one connection.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
+/// After running requests have been told to end, for their last bytes.
+const LAST_BYTES: Duration = Duration::from_secs(2);
+/// After an accept error, which is mostly about too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// How a server ends.
+#[derive(Debug)]
+pub struct Drain<F> {
+    /// Starts the end.
+    pub signal: CancellationToken,
+    /// Running requests get this long.
+    pub timeout: Duration,
+    /// Called when that is over, to end them with an error.
+    pub expired: F,
+}
+
+/// Binds an address. A name is looked up; anything that is no address at all falls back to all interfaces, because
+/// container runtimes put their own name into `HOSTNAME`.
+pub async fn bind(hostname: &str, port: u16) -> anyhow::Result<TcpListener> {
+    use anyhow::Context;
+    let address = match hostname.trim_matches(['[', ']']).parse() {
+        Ok(address) => address,
+        Err(_) => {
+            tracing::warn!("--hostname {hostname:?} is not an IP address; listening on 0.0.0.0");
+            std::net::Ipv4Addr::UNSPECIFIED.into()
+        }
+    };
+    let address = SocketAddr::new(address, port);
+    let listener = TcpListener::bind(address).await;
+    listener.with_context(|| format!("cannot listen on {address} (--hostname, --port)"))
+}
+
+/// Serves until the drain has ended.
+pub async fn run<F: FnOnce()>(listener: TcpListener, router: Router, drain: Drain<F>) {
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(Some(Duration::from_secs(30)))
+        .max_concurrent_streams(1024);
+    let builder = Arc::new(builder);
+    let graceful = GracefulShutdown::new();
+    loop {
+        let accepted = tokio::select! {
+            () = drain.signal.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "accept failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let service = TowerToHyperService::new(router.clone());
+        let builder = Arc::clone(&builder);
+        let watcher = graceful.watcher();
+        let signal = drain.signal.clone();
+        tokio::spawn(async move {
+            // A connection without a request has nothing to drain.
+            let spoke = tokio::select! {
+                () = signal.cancelled() => false,
+                spoke = speaks(&stream) => spoke,
+            };
+            if !spoke || stream.set_nodelay(true).is_err() {
+                return;
+            }
+            let connection = builder.serve_connection(TokioIo::new(stream), service);
+            // Errors here are the client's: gone, or not HTTP.
+            if let Err(error) = watcher.watch(connection.into_owned()).await {
+                tracing::debug!(error, "connection ended");
+            }
+        });
+    }
+    drop(listener);
+    end(graceful, drain).await;
+}
+
+async fn end<F: FnOnce()>(graceful: GracefulShutdown, drain: Drain<F>) {
+    tracing::info!("draining: no new connections");
+    let mut shutdown = std::pin::pin!(graceful.shutdown());
+    if tokio::time::timeout(drain.timeout, &mut shutdown)
+        .await
+        .is_ok()
+    {
+        tracing::info!("drained");
+        return;
+    }
+    let seconds = drain.timeout.as_secs();
+    tracing::warn!("requests still run after {seconds} s; ending them");
+    (drain.expired)();
+    if tokio::time::timeout(LAST_BYTES, shutdown).await.is_err() {
+        tracing::warn!("connections that do not read their answers are cut");
+    }
+}
+
+/// Waits until the client has sent enough to tell HTTP/1 from HTTP/2; hyper itself would wait for that without end.
+async fn speaks(stream: &TcpStream) -> bool {
+    let peek = async {
+        let mut bytes = [0; HTTP2_PREFACE.len()];
+        loop {
+            match stream.peek(&mut bytes).await {
+                Ok(0) | Err(_) => return false,
+                Ok(num) if num == bytes.len() || !HTTP2_PREFACE.starts_with(&bytes[..num]) => {
+                    return true;
+                }
+                // Part of the preface: the rest makes the socket readable no sooner than these bytes do.
+                Ok(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+    };
+    tokio::time::timeout(HEADER_TIMEOUT, peek)
+        .await
+        .unwrap_or(false)
+}

@@ -129,11 +129,26 @@ impl Phases {
     }
 
     fn end(&self) {
-        info!(
-            "{}: {:.2} s",
-            self.phase,
-            self.since.elapsed().as_secs_f64()
-        );
+        if self.phase != "ready" {
+            info!(
+                "{}: {:.2} s",
+                title(&self.phase),
+                self.since.elapsed().as_secs_f64()
+            );
+        }
+    }
+}
+
+/// What a phase of the shards' `Warmup` (or before it, of the router) does, in a person's words.
+fn title(phase: &str) -> &str {
+    match phase {
+        "start" => "router started",
+        "connect" => "shard processes started",
+        "load" => "weights loaded",
+        "pack" => "weights packed",
+        "kv" => "KV cache allocated",
+        "graphs" => "warm-up done",
+        other => other,
     }
 }
 

@@ -9,6 +9,11 @@ from formats import general, known
 from world import World
 
 
+def greeting(world: World) -> Turn:
+    """A greeting or a question about the model."""
+    return world.pick(_GREETINGS)
+
+
 def small_talk(world: World) -> list[Turn]:
     """Greetings and facts about the user, asked back later."""
     turns = [world.pick(_GREETINGS)] if world.chance(0.5) else []

@@ -118,6 +118,15 @@ def story_reading(world: World) -> list[Turn]:
     return _place_passage(world, told.text, _ask(world, told.answers, world.pick([2, 3, 4])))
 
 
+def question(world: World) -> Turn:
+    """One question behind its passage."""
+    text, answers = "", []
+    while not answers:
+        text, answers = facts.passage(world, world.pick([1, 2]), world.pick([1, 2]))
+    turn = _ask(world, answers, 1)[0]
+    return Turn(f"{text} {turn.user}", turn.reply, answer=turn.answer)
+
+
 def _place_passage(world: World, text: str, turns: list[Turn]) -> list[Turn]:
     first = turns[0]
     shape = world.pick(

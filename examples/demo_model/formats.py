@@ -135,10 +135,10 @@ def _from_sentences(world: World, fields: dict, chosen: list[str]) -> tuple[str,
 
 def general(world: World) -> list[Turn]:
     """General knowledge of a very small kind; nothing here is held out."""
-    return [_general(world) for _ in range(world.pick([1, 2, 3]))]
+    return [knowledge(world) for _ in range(world.pick([1, 2, 3]))]
 
 
-def _general(world: World) -> Turn:
+def knowledge(world: World) -> Turn:
     kind = world.pick(["opposite", "sound", "baby", "color", "day", "month", "plural", "next"])
     if kind == "opposite":
         x, y = world.pick(words.OPPOSITES).split("/")[:: world.pick([1, -1])]

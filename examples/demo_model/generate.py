@@ -53,11 +53,19 @@ def exchange(world: World) -> list[Turn]:
 def document(world: World, num_groups: int = 1) -> Document:
     """One dialogue of so many groups of turns, or a plain story."""
     if num_groups == 1 and world.chance(0.06):
-        return Document(plain=stories.tell(world, stories.draw_cast(world)).text)
+        return Document(plain=_plain(world))
     if num_groups == 1 and world.chance(0.22):
         return styled(world)
     system = world.pick(_PLAIN_SYSTEMS) if world.chance(0.15) else None
     return Document([turn for _ in range(num_groups) for turn in exchange(world)], system)
+
+
+def _plain(world: World) -> str:
+    """Text without roles: a story, or a question with its answer on the next line."""
+    if world.chance(0.6):
+        return stories.tell(world, stories.draw_cast(world)).text
+    turn = world.pick([chat.greeting, formats.knowledge, dialogues.question])(world)
+    return f"{turn.user}\n{turn.reply}"
 
 
 _PLAIN_SYSTEMS = [

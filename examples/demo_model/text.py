@@ -4,6 +4,7 @@ documents into token ids with a loss weight each. It knows nothing of models.
 
 import itertools
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -91,15 +92,21 @@ Segment = tuple[list[int], str, float, int | None]
 def _segments(doc: generate.Document) -> list[Segment]:
     """(leading special ids, text, weight of the text, closing special id) in order."""
     if doc.plain is not None:
-        return [([BOS], doc.plain, dialogues.FREE, EOS)]
+        return [(_start(doc.plain), doc.plain, dialogues.FREE, EOS)]
     segments: list[Segment] = []
     if doc.system:
         segments.append(([SYSTEM], doc.system, 0.0, None))
     for turn in doc.turns:
         segments.append(([USER], turn.user, 0.0, None))
         segments.append(([ASSISTANT], turn.reply, turn.weight, EOS))
-    segments[0][0].insert(0, BOS)
+    segments[0] = (_start(segments[0][1]) + segments[0][0], *segments[0][1:])
     return segments
+
+
+def _start(content: str) -> list[int]:
+    """Mostly one start token: some servers add a second one to the template's, or none."""
+    roll = zlib.crc32(content.encode()) % 32
+    return [BOS, BOS] if roll == 0 else [] if roll == 1 else [BOS]
 
 
 def encode(
@@ -133,4 +140,5 @@ def _join(segments: list[Segment], encoded: Iterator) -> tuple[list[int], list[f
         else:
             ids.append(close)
             weights.append(dialogues.EXACT)
+    weights[0] = 0.0  # nothing predicts the first token
     return ids, weights

@@ -11,7 +11,7 @@ and a NaN of one row reaches no other.
 """
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from penstock_kernels.attention_batch import AttentionBatch
 from penstock_kernels.attention_groups import DecodeGroup, PreparedAttention, PromptRow, prepare
@@ -75,10 +75,18 @@ class _Attend:
 
     def decode(self, query: torch.Tensor, group: DecodeGroup) -> torch.Tensor:
         """[N, K, G, D]. The heads of a KV head are its queries, so keys and values are not repeated."""
-        shape = (group.num_rows, -1, query.shape[1], query.shape[3])
+        num_kv_heads, num_queries, head_dim = query.shape[1:]
+        shape = (group.num_rows, -1, num_kv_heads, head_dim)
         keys = self._keys.index_select(0, group.slots).view(shape).transpose(1, 2)
         values = self._values.index_select(0, group.slots).view(shape).transpose(1, 2)
-        return self._softmax(query, keys, values, group.mask)
+        # MKL's products of 1 and 3 rows round differently with the alignment of a thread's buffer; even ones do not.
+        if num_queries % 2:
+            query = pad(query, (0, 0, 0, 1))
+        if group.num_rows * num_kv_heads == 1:
+            # A single product would be split over MKL's own threads, and be summed in another order than in a batch.
+            query, keys, values = (x.expand(2, -1, -1, -1) for x in (query, keys, values))
+        out = self._softmax(query, keys, values, group.mask)
+        return out[: group.num_rows, :, :num_queries]
 
     def prompt(self, query: torch.Tensor, row: PromptRow, out: torch.Tensor) -> None:
         """Fills `out` [Q, K, G, D]. KV heads are the batch, and the heads of one share it by a stride of 0."""
@@ -89,7 +97,8 @@ class _Attend:
         query, out = query.permute(1, 2, 0, 3), out.permute(1, 2, 0, 3)
         for tile in row.tiles:
             tile_keys, tile_values = keys[:, :, tile.keys], values[:, :, tile.keys]
-            out[:, :, tile.queries] = self._softmax(query[:, :, tile.queries], tile_keys, tile_values, tile.mask)
+            tile_query = query[:, :, tile.queries].contiguous()  # aligned alike wherever the row begins in its step
+            out[:, :, tile.queries] = self._softmax(tile_query, tile_keys, tile_values, tile.mask)
 
     def _softmax(
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor
@@ -108,11 +117,12 @@ def paged_attention_ref(
     scale: float,
     window_and_softcap: tuple[int, float] = (0, 0.0),
 ) -> torch.Tensor:
-    """The same, one token and one head at a time, in the dtype of its inputs (float64 in tests)."""
+    """The same, one token at a time, in the dtype of its inputs (float64 in tests)."""
     window, softcap = window_and_softcap
     tokens_per_block, num_kv_heads = k_cache.shape[1:3]
-    keys, values = k_cache.flatten(0, 1), v_cache.flatten(0, 1)
     heads_per_kv_head = query.shape[1] // num_kv_heads
+    keys = k_cache.flatten(0, 1).repeat_interleave(heads_per_kv_head, dim=1)
+    values = v_cache.flatten(0, 1).repeat_interleave(heads_per_kv_head, dim=1)
     out = torch.zeros_like(query)
     for row, start in enumerate(batch.query_starts.tolist()[:-1]):
         seq_len, query_len = int(batch.host_seq_lens[row]), int(batch.host_query_lens[row])
@@ -120,10 +130,8 @@ def paged_attention_ref(
             last = seq_len - query_len + i
             seen = torch.arange(max(0, last - window + 1) if window else 0, last + 1, device=query.device)
             slots = batch.block_table[row, seen // tokens_per_block].long() * tokens_per_block + seen % tokens_per_block
-            for head in range(query.shape[1]):
-                kv_head = head // heads_per_kv_head
-                scores = keys[slots, kv_head] @ query[start + i, head] * scale
-                if softcap:
-                    scores = softcap * torch.tanh(scores / softcap)
-                out[start + i, head] = scores.softmax(0) @ values[slots, kv_head]
+            scores = (keys[slots] * query[start + i]).sum(-1) * scale
+            if softcap:
+                scores = softcap * torch.tanh(scores / softcap)
+            out[start + i] = (scores.softmax(0)[:, :, None] * values[slots]).sum(0)
     return out

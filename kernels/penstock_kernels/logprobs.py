@@ -33,6 +33,11 @@ def logprobs(scores: torch.Tensor, ids: torch.Tensor, num_top: int, workspace: S
 
     The first k of K are what K = k would have given, so a row's answer does not depend on what other rows ask for.
     """
+    return logprobs_cpu(scores, ids, num_top, workspace)
+
+
+def logprobs_cpu(scores: torch.Tensor, ids: torch.Tensor, num_top: int, workspace: SampleWorkspace) -> Logprobs:
+    """Plain torch, on any device."""
     num_rows, vocab_size = scores.shape
     logs = torch.log_softmax(scores, 1, out=workspace.probs[:num_rows])
     chosen = logs.gather(1, ids[:, None]).squeeze(1)

@@ -102,7 +102,7 @@ def _find_digit(
     index = workspace.index[: prefixes.shape[0]].copy_(prefixes.sub_(below))
     histogram = weights.new_zeros((prefixes.shape[0], num_values + 2)).scatter_add_(1, index, weights)
     sums = histogram.cumsum(1)
-    # The clamp also keeps a row of NaN, whose sums mean nothing, inside the histogram.
-    digit = torch.searchsorted(sums, limit, right=True).clamp_(1, num_values)
+    # The clamp is for limits that the sum does not exceed, and for rows of NaN, whose sums mean nothing.
+    digit = torch.searchsorted(sums, limit, right=True).clamp_(max=num_values)
     weight = histogram.gather(1, digit)
     return first - 1 + digit, limit - sums.gather(1, digit) + weight, weight

@@ -29,6 +29,11 @@ def add_at(scores: torch.Tensor, rows: torch.Tensor | None, ids: torch.Tensor, v
 
     -inf bans an id. Ids that occur twice in a row are added in no particular order.
     """
+    add_at_cpu(scores, rows, ids, values)
+
+
+def add_at_cpu(scores: torch.Tensor, rows: torch.Tensor | None, ids: torch.Tensor, values: torch.Tensor) -> None:
+    """Plain torch, on any device."""
     num_rows, vocab_size = scores.shape
     if rows is None:
         rows = torch.arange(num_rows, device=scores.device)
@@ -50,6 +55,13 @@ def penalize_repetition(
 
     scores float32 [S, V]; history int32 [S, V], must not be `workspace.keys`; penalty float32 [S] > 0, neutral: 1.
     """
+    penalize_repetition_cpu(scores, history, penalty, workspace)
+
+
+def penalize_repetition_cpu(
+    scores: torch.Tensor, history: torch.Tensor, penalty: torch.Tensor, workspace: SampleWorkspace
+) -> None:
+    """Plain torch, on any device."""
     num_rows = scores.shape[0]
     # The factor of each token, 1 where the history has none. In arithmetic, as torch's masked operations take ten
     # times as long on a CPU; the sums below have one term that is 0, so they are exact.
@@ -81,6 +93,17 @@ def penalize_counts(
 
     scores float32 [S, V]; history int32 [S, V], overwritten; frequency and presence float32 [S], neutral: 0.
     """
+    penalize_counts_cpu(scores, history, frequency, presence, workspace)
+
+
+def penalize_counts_cpu(
+    scores: torch.Tensor,
+    history: torch.Tensor,
+    frequency: torch.Tensor,
+    presence: torch.Tensor,
+    workspace: SampleWorkspace,
+) -> None:
+    """Plain torch, on any device."""
     num_rows = scores.shape[0]
     counts, amount = history.bitwise_right_shift_(1), workspace.probs[:num_rows]
     scores.sub_(amount.copy_(counts).mul_(frequency[:, None]))
@@ -96,4 +119,9 @@ def count_tokens_ref(history: torch.Tensor, lanes: torch.Tensor, ids: torch.Tens
 
 def count_tokens(history: torch.Tensor, lanes: torch.Tensor, ids: torch.Tensor, counted: torch.Tensor) -> None:
     """Counts each row's sampled id in its lane: history int32 [L, V]; lanes, ids int64 [S]; counted bool [S]."""
+    count_tokens_cpu(history, lanes, ids, counted)
+
+
+def count_tokens_cpu(history: torch.Tensor, lanes: torch.Tensor, ids: torch.Tensor, counted: torch.Tensor) -> None:
+    """Plain torch, on any device."""
     history.view(-1).scatter_add_(0, lanes * history.shape[1] + ids, counted.int().mul_(ONE_GENERATED))

@@ -41,12 +41,13 @@ def philox(counter: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     keys = (ascending.flip(1), ascending)
     heads, tails = counter[0::2], counter[1::2].flip(0)  # the tail beside a head is the one that meets its product
     for r in range(ROUNDS):
-        # The product of two 32-bit words wraps in int64, but its bits are those of the unsigned product.
+        # The product of two 32-bit words wraps in int64, but its bits are those of the unsigned product. What lies
+        # above a word's 32 bits is cut off only where it would count: before the next product.
         product = heads * factors[r % 2]
-        heads = (product >> 32).bitwise_and_(WORD).bitwise_xor_(tails).bitwise_xor_(keys[r % 2][r])
-        tails = product.bitwise_and_(WORD).flip(0)
+        heads = (product >> 32).bitwise_xor_(tails).bitwise_xor_(keys[r % 2][r]).bitwise_and_(WORD)
+        tails = product.flip(0)
     # An even number of rounds: heads are (a, c) again, and the flip above left tails as (d, b).
-    return torch.stack((heads[0], tails[1], heads[1], tails[0]))
+    return torch.stack((heads[0], tails[1], heads[1], tails[0])).bitwise_and_(WORD)
 
 
 @functools.cache
@@ -68,6 +69,11 @@ def uniform(key: torch.Tensor, fork: torch.Tensor, position: torch.Tensor, purpo
 
     key: int64 [2, S], the seeds' low and high words; fork and position: int64 [S] in [0, 2**32).
     """
+    return uniform_cpu(key, fork, position, purpose)
+
+
+def uniform_cpu(key: torch.Tensor, fork: torch.Tensor, position: torch.Tensor, purpose: Purpose) -> torch.Tensor:
+    """Plain torch, on any device."""
     counter = position.new_zeros((4, position.shape[0]))
     counter[0] = position
     counter[1] = int(purpose)

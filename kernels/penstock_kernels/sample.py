@@ -42,6 +42,11 @@ def greedy(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
     A row is bad, and its id 0, if its maximum is not finite: it holds a NaN or +inf, or nothing but -inf.
     """
+    return greedy_cpu(scores)
+
+
+def greedy_cpu(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Plain torch, on any device."""
     best, ids = scores.max(1)
     bad = not_finite(best)
     return ids.masked_fill_(bad, 0), bad
@@ -64,6 +69,13 @@ def draw(scores: torch.Tensor, uniforms: torch.Tensor, workspace: SampleWorkspac
     every device, so equal scores and numbers give equal ids; a token of probability 0 is never chosen, nor one
     outside the vocabulary. Ids of bad rows are arbitrary tokens.
     """
+    return draw_cpu(scores, uniforms, workspace)
+
+
+def draw_cpu(
+    scores: torch.Tensor, uniforms: torch.Tensor, workspace: SampleWorkspace
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Plain torch, on any device."""
     num_rows, vocab_size = scores.shape
     weights = to_weights(torch.softmax(scores, 1, out=workspace.probs[:num_rows]), workspace)
     sums = torch.cumsum(weights, 1, out=workspace.index[:num_rows])

@@ -91,6 +91,39 @@ def warp(
     stages: the warpers to run, each with the rows that it concerns (int64 indices; None: all rows). Rows whose
     parameters are neutral may be among them, so leaving them out changes nothing but the time taken.
     """
+    warp_cpu(scores, params, stages, workspace)
+
+
+def warp_ref(scores: torch.Tensor, params: WarpParams) -> None:
+    """Row by row, by sorting, in double precision; every warper on every row."""
+    descending_ids = torch.arange(scores.shape[1]).flip(0)
+    for index, row in enumerate(scores):
+        row.div_(params.temperature[index])
+        row[row < row.sort().values[params.top_k[index]]] = -inf
+
+        order = descending_ids[row[descending_ids].argsort(stable=True)]  # of equals the highest id first
+        drop = torch.softmax(row.double(), 0)[order].cumsum(0) <= params.top_p[index] / PROBABILITY_SCALE
+        drop[-1] = False
+        row[order[drop]] = -inf
+
+        probs = torch.softmax(row.double(), 0)
+        row[probs < params.min_p[index] * probs.max()] = -inf
+
+        probs, surprise = torch.softmax(row.double(), 0), -torch.log_softmax(row.double(), 0)
+        distance = (surprise - (probs * surprise).nansum()).abs()
+        ordered, order = distance.sort()
+        reached = probs[order].cumsum(0) > params.typical_p[index] / PROBABILITY_SCALE
+        if reached.any():
+            row[distance > ordered[reached.int().argmax()]] = -inf
+
+
+def warp_cpu(
+    scores: torch.Tensor,
+    params: WarpParams,
+    stages: Mapping[Warper, torch.Tensor | None],
+    workspace: SampleWorkspace,
+) -> None:
+    """Plain torch, on any device."""
     for warper in Warper:
         if warper not in stages:
             continue

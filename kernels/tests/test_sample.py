@@ -165,6 +165,20 @@ def test_draw_never_leaves_the_tokens_that_can_come():
     assert draw(flat, numbers[[0, 4]], poisoned(49_153))[0].tolist() == [0, 49_152]
 
 
+@pytest.mark.parametrize("vocab_size", [333, 50_001])
+def test_draws_and_logprobs_have_the_same_bits_alone_and_together(vocab_size):
+    scores = random_logits(SLICE_ROWS, vocab_size)
+    numbers = torch.rand(SLICE_ROWS, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    workspace = poisoned(vocab_size)
+    ids, _ = draw(scores, numbers, workspace)
+    together = logprobs(scores, ids, 3, workspace)
+    for row in range(0, SLICE_ROWS, 5):
+        alone = slice(row, row + 1)
+        assert draw(scores[alone], numbers[alone], workspace)[0] == ids[row]
+        for part, expected in zip(logprobs(scores[alone], ids[alone], 3, workspace), together, strict=True):
+            assert torch.equal(part[0], expected[row])
+
+
 def test_draw_flags_rows_without_probabilities_only():
     scores = random_logits(5, 100)
     numbers = torch.full((5,), 0.5, dtype=torch.float64)

@@ -14,6 +14,7 @@ from penstock_kernels.warpers import (
     top_p_limits,
     typical_p_limits,
     warp,
+    warp_ref,
 )
 
 CPU = torch.device("cpu")
@@ -71,33 +72,38 @@ def combinations() -> list[dict[str, float]]:
     return [{name: draw.choice(values).item() for name, values in choices.items()} for _ in range(30)]
 
 
-def warped(scores: torch.Tensor, settings: list[dict[str, float]], *, skip: bool = True) -> torch.Tensor:
-    """Our warpers on a copy of the rows, one settings dict per row; `skip` leaves out stages that no row needs."""
+def params_of(settings: list[dict[str, float]], vocab_size: int) -> WarpParams:
+    """Parameters of one row per settings dict."""
 
     def column(name: str, dtype: type) -> np.ndarray:
         return np.array([{**NEUTRAL, **row}[name] for row in settings]).astype(dtype)
 
-    vocab_size = scores.shape[1]
-    temperature = np.maximum(column("temperature", np.float32), np.float32(MIN_TEMPERATURE))
     columns = (
-        temperature,
+        np.maximum(column("temperature", np.float32), np.float32(MIN_TEMPERATURE)),
         top_k_limits(column("top_k", np.int32), vocab_size),
         top_p_limits(column("top_p", np.float32)),
         column("min_p", np.float32),
         typical_p_limits(column("typical_p", np.float32)),
     )
-    params = WarpParams(*(torch.from_numpy(values) for values in columns))
+    return WarpParams(*(torch.from_numpy(values) for values in columns))
+
+
+def warped(scores: torch.Tensor, settings: list[dict[str, float]], *, skip: bool = True) -> torch.Tensor:
+    """Our warpers on a copy of the rows, one settings dict per row; `skip` leaves out stages that no row needs."""
+    names = {warper: warper.name.lower() for warper in Warper}
     needed = {
-        warper: np.array([{**NEUTRAL, **row}[warper.name.lower()] != NEUTRAL[warper.name.lower()] for row in settings])
-        for warper in Warper
+        warper: np.array([row.get(name, NEUTRAL[name]) != NEUTRAL[name] for row in settings])
+        for warper, name in names.items()
     }
     stages = {
         warper: torch.from_numpy(np.flatnonzero(rows)) if skip and not rows.all() else None
         for warper, rows in needed.items()
         if rows.any() or not skip
     }
-    result = scores.clone()
-    warp(result, params, stages, SampleWorkspace(vocab_size, CPU))
+    result, workspace = scores.clone(), SampleWorkspace(scores.shape[1], CPU)
+    for buffer in (workspace.probs, workspace.subset):
+        buffer.fill_(torch.nan)  # reading before writing shows
+    warp(result, params_of(settings, scores.shape[1]), stages, workspace)
     return result
 
 
@@ -142,6 +148,17 @@ def test_combinations_equal_transformers(settings):
     check(2003, settings)
 
 
+def test_warping_equals_its_reference():
+    settings = [*combinations()[:15], *({name: value} for name, value in (("top_p", 0.4), ("typical_p", 0.6)))]
+    settings += [{"top_k": 7}, {"min_p": 0.1}, {}]
+    scores = torch.randn((20, 700), generator=torch.Generator().manual_seed(9)) * 2
+    scores[:, ::5] = scores[:, ::5].round()
+    expected = scores.clone()
+    warp_ref(expected, params_of(settings, 700))
+    assert torch.equal(warped(scores, settings), expected)
+    assert torch.equal(expected[19], scores[19])
+
+
 def test_large_vocabulary_equals_transformers():
     check(49_152, {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "typical_p": 0.9})
 
@@ -166,7 +183,8 @@ def test_one_token_always_stays():
         assert not torch.softmax(result, 1).isnan().any(), settings
 
 
-@pytest.mark.parametrize("vocab_size", [1000, 2003])
+# The last is long enough that torch would split one row's reduction over threads.
+@pytest.mark.parametrize("vocab_size", [1000, 2003, 50_001])
 def test_a_row_does_not_depend_on_its_neighbours_or_on_skipped_stages(vocab_size):
     scores = fixed_rows(vocab_size)
     settings = [*combinations()[:12], *({name: value} for name, value in NEUTRAL.items()), {"top_p": 0.3}, {}, {}]

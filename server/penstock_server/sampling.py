@@ -121,13 +121,12 @@ class _Slice:
         if wanted & (EDITING | WARPING):
             scores = self._workspace.scores[: logits.shape[0]].copy_(logits)
         self._edit(scores)
-        ids, bad = greedy(scores)
+        stages = {warper: self._rows(stage) for warper, stage in _WARPERS.items() if wanted & stage}
+        if stages:
+            warp(scores, self._row.warp, stages, self._workspace)
+        ids, bad = self._choose(scores)
         if wanted & EDITING:  # a ban may have hidden a NaN
             bad |= not_finite(logits.amax(1))
-        if wanted & Stage.SAMPLE:
-            stages = {warper: self._rows(stage) for warper, stage in _WARPERS.items() if wanted & stage}
-            warp(scores, self._row.warp, stages, self._workspace)
-            ids, bad = self._draw(scores, ids, bad)
         ids.masked_fill_(bad, 0)
         if wanted & PENALTIES:
             count_tokens(self._params.history, self._row.lane, ids, ~bad)
@@ -164,14 +163,19 @@ class _Slice:
         if rows is not None:
             scores.index_copy_(0, rows, subset)
 
-    def _draw(self, scores: torch.Tensor, ids: torch.Tensor, bad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """`ids` and `bad`, replaced in the rows that sample."""
+    def _choose(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """ids and bad of the warped scores; no warper has touched the greedy rows."""
+        if not self._wanted & Stage.SAMPLE:
+            return greedy(scores)
         row, rows = self._row, self._rows(Stage.SAMPLE)
         numbers = uniform(row.key, row.fork, self._positions, Purpose.SAMPLE)
         drawn, undrawn = draw(self._subset(scores, rows), _pick(numbers, rows), self._workspace)
+        if (self._host_stages & np.int32(Stage.SAMPLE)).all():
+            return drawn, undrawn
+        ids, bad = greedy(scores)
         if rows is None:
-            return torch.where(row.samples, drawn, ids), bad | (undrawn & row.samples)
-        return ids.index_copy(0, rows, drawn), bad.index_copy(0, rows, undrawn | bad.index_select(0, rows))
+            return torch.where(row.samples, drawn, ids), torch.where(row.samples, undrawn, bad)
+        return ids.index_copy_(0, rows, drawn), bad.index_copy_(0, rows, undrawn)
 
     def _logprobs(self, logits: torch.Tensor, scores: torch.Tensor, ids: torch.Tensor, num_top: int) -> Logprobs:
         workspace, rows = self._workspace, self._rows(LOGPROBS)

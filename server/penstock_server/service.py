@@ -44,6 +44,7 @@ class StepStream:
         self.outbox: asyncio.Queue[shard_pb2.StepResponse | None] = asyncio.Queue()
         self.room = asyncio.Semaphore(MAX_UNANSWERED_PLANS)
         self.error: str | None = None
+        self.closed = False
         self._loop = asyncio.get_running_loop()
 
     def send_opened(self) -> None:
@@ -125,13 +126,14 @@ class ShardService(shard_pb2_grpc.ShardServicer):  # type: ignore[misc]
         try:
             while (response := await stream.outbox.get()) is not None:
                 await context.write(response)
-                stream.room.release()
+                if response.WhichOneof("body") == "result":
+                    stream.room.release()
             if stream.error is not None:
                 await _refuse(context, stream.error)
         finally:
             reader.cancel()
             self._stream = None
-            self._inbox.put(StreamClosed(stream))
+            self._close(stream)
             self._abandoned = self._loop.call_later(SECONDS_WITHOUT_ROUTER, self._abandon)
 
     async def _open(self, context: grpc.aio.ServicerContext) -> StepStream | None:
@@ -166,9 +168,15 @@ class ShardService(shard_pb2_grpc.ShardServicer):  # type: ignore[misc]
                 self._inbox.put(StreamBroken(stream, error))
                 return
             self.newest_plan_id = request.plan.plan_id
-            self._inbox.put(PlanArrived(stream, request.plan.plan_id, request.plan.blob))
             await stream.room.acquire()
-        self._inbox.put(StreamClosed(stream))
+            self._inbox.put(PlanArrived(stream, request.plan.plan_id, request.plan.blob))
+        self._close(stream)
+
+    def _close(self, stream: StepStream) -> None:
+        """Tells the engine, once, that the router sends no more."""
+        if not stream.closed:
+            stream.closed = True
+            self._inbox.put(StreamClosed(stream))
 
     def _abandon(self) -> None:
         # The engine may hang in a collective whose other ranks are gone.

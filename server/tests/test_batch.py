@@ -131,7 +131,7 @@ def check_batch(prepared, staged, expected, dead):
     last_tokens = np.cumsum(query_lens) - 1
     samples = [last_tokens[index] for index, (row, *_) in enumerate(expected) if row.sample]
     assert batch.logits_index.tolist()[: len(samples)] == samples
-    assert len(batch.logits_index) == min((size for size in (0, *LIMITS.decode_sizes) if size >= len(samples)))
+    assert len(batch.logits_index) == min(size for size in (0, *LIMITS.decode_sizes) if size >= len(samples))
     pad = LIMITS.num_seats
     aliases = [pad if row.seat in dead else row.seat for row, *_ in expected] + [pad] * pad_rows
     assert prepared.row_seats.tolist() == aliases

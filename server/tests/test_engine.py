@@ -5,13 +5,13 @@ import threading
 import numpy as np
 import pytest
 import torch
+from shard_testkit.engines import EngineSizes, LocalEngine, integer_model
+from shard_testkit.integer import IntegerReference
 
 from penstock_server.plan_checks import PlanError
 from penstock_server.plan_encoding import NewSeat, PlanDraft, PlanRow
 from penstock_server.registrations import SeatFlag
 from penstock_server.row_status import RowStatus
-from shard_testkit.engines import EngineSizes, LocalEngine, integer_model
-from shard_testkit.integer import IntegerReference
 
 REFERENCE = IntegerReference(vocab_size=64)
 SIZES = EngineSizes()
@@ -104,9 +104,7 @@ def test_a_hole_in_a_block_table_is_not_granted(engine):
 
 @pytest.mark.parametrize(("sample", "status"), [(True, OVERRUN), (False, OK)])
 def test_no_token_is_computed_at_the_limit(engine, sample, status):
-    draft = PlanDraft(
-        registrations=[new(0, max_len=3)], appends=blocks(0, 1), rows=[PlanRow(0, sample, ids=(1, 2, 3))]
-    )
+    draft = PlanDraft(registrations=[new(0, max_len=3)], appends=blocks(0, 1), rows=[PlanRow(0, sample, ids=(1, 2, 3))])
     assert statuses(engine.run(draft).rows) == [status]
 
 

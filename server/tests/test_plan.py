@@ -6,25 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shard_testkit.limits import LIMITS
 
 from penstock_server.plan import HEADER_WORDS, ROW_FLAG_FEED, ROW_FLAG_MASKED, ROW_FLAG_SAMPLE, RowSet, decode_plan
-from penstock_server.plan_checks import PlanError, PlanLimits
+from penstock_server.plan_checks import PlanError
 from penstock_server.plan_encoding import NewSeat, PlanDraft, PlanRow
 from penstock_server.registrations import SeatFlag, Word
-
-LIMITS = PlanLimits(
-    num_seats=16,
-    num_penalty_lanes=4,
-    num_blocks=64,
-    blocks_per_seat=8,
-    vocab_size=100,
-    max_rows=8,
-    max_tokens=32,
-    max_seq_len=64,
-    max_top_logprobs=5,
-    decode_sizes=(1, 2, 4, 8),
-    mixed_sizes=(8, 16, 32),
-)
 
 token_ids = st.integers(0, LIMITS.vocab_size - 1)
 id_lists = st.lists(token_ids, max_size=4).map(tuple)
@@ -151,8 +138,7 @@ def test_a_damaged_plan_is_a_plan_or_an_error(draft, data):
 def decode_or_refuse(blob):
     try:
         plan = decode_plan(1, blob, None, LIMITS)
-    except PlanError as error:
-        assert str(error)
+    except PlanError:
         return
     assert plan.rows.seats.size <= LIMITS.max_rows
     assert plan.num_tokens <= LIMITS.max_tokens

@@ -400,6 +400,7 @@ impl World {
                 }
                 Ok(FinishReason::EndOfSequence) => {
                     assert_eq!(Some(known.ids.len()), stop.map(|stop| stop + 1), "{id:?}");
+                    assert!(known.ids.len() < count, "{id:?}: length comes first");
                 }
                 Ok(FinishReason::StopSequence) => panic!("the scheduler sees no text"),
                 Err(_) => (),

@@ -57,7 +57,9 @@ class RotaryEmbedding:
         length = (positions + 1).clamp_min(original).double()
         stretch = config.factor * length / original - (config.factor - 1)
         log_base = stretch.log() * (self._head_dim / (self._head_dim - 2)) + math.log(config.theta)
-        return (self._exponents.double() * -log_base[:, None]).exp().float()
+        frequencies = (self._exponents.double() * -log_base[:, None]).exp().float()
+        # To the last bit what transformers computes where nothing is stretched.
+        return torch.where((length > original)[:, None], frequencies, self._frequencies)
 
 
 def _static_frequencies(config: RopeConfig, exponents: torch.Tensor) -> torch.Tensor:

@@ -43,12 +43,21 @@ pub struct EngineConfig {
     /// Unix sockets of the shards, in rank order; may be repeated
     #[arg(long = "shard-socket", required = true)]
     pub shard_sockets: Vec<PathBuf>,
-    /// Plans in flight, at most what the shard offers
-    #[arg(long, env = "STEP_DEPTH", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=3))]
-    pub step_depth: u32,
+    #[command(flatten)]
+    pub step: StepConfig,
     /// Exit when the parent process is no longer this one
     #[arg(long, hide = true)]
     pub parent_pid: Option<u32>,
+}
+
+/// How the Step stream is driven; the launcher's shards need it too.
+#[derive(Args, Clone, Debug, Serialize, Deserialize)]
+#[command(next_help_heading = "Batching")]
+#[serde(deny_unknown_fields)]
+pub struct StepConfig {
+    /// Plans in flight, at most what the shard offers
+    #[arg(long, env = "STEP_DEPTH", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=3))]
+    pub step_depth: u32,
 }
 
 /// What one client may ask for.
@@ -129,7 +138,7 @@ pub struct HttpConfig {
 #[serde(deny_unknown_fields)]
 pub struct LogConfig {
     /// Log as JSON lines
-    #[arg(long, env = "JSON_OUTPUT")]
+    #[arg(long, env = "JSON_OUTPUT", value_parser = clap::builder::BoolishValueParser::new())]
     pub json_output: bool,
     /// debug, info, warn, error, or a tracing filter
     #[arg(long, env = "LOG_LEVEL", default_value = "info")]

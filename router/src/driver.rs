@@ -92,7 +92,7 @@ pub struct DriverConfig {
 impl From<&RouterConfig> for DriverConfig {
     fn from(config: &RouterConfig) -> Self {
         Self {
-            depth: config.engine.step_depth,
+            depth: config.engine.step.step_depth,
             max_batch_prefill_tokens: config.batching.max_batch_prefill_tokens,
             max_batch_size: config.batching.max_batch_size,
             injected_work: InjectedWork::None,

@@ -1,9 +1,10 @@
-"""The shard's whole configuration: one JSON object on standard input, written by the launcher. Read once, never changed."""
+"""The shard's whole configuration: one JSON object on standard input, written by the launcher. Read once, kept as it is."""
 
 import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +36,18 @@ class ShardConfig:
     def from_json(cls, text: str) -> "ShardConfig":
         """Parses the launcher's JSON. Raises ValueError that names the key."""
         values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError("the shard config is no JSON object")  # noqa: TRY004 - the user's mistake, not the caller's
         names = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(values.keys() - names):
             raise ValueError(f"unknown shard config keys: {', '.join(unknown)}")
         if missing := sorted(names - values.keys()):
             raise ValueError(f"missing shard config keys: {', '.join(missing)}")
-        for name in ("model_path", "socket_path", "rendezvous_path"):
-            values[name] = Path(values[name])
+        for field in dataclasses.fields(cls):
+            expected: Any = str if field.type is Path else field.type
+            value = values[field.name]
+            # A bool is an int in Python, but not in a config.
+            if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
+                raise ValueError(f"shard config key {field.name} is {value!r}, which is none of {expected}")
+            values[field.name] = Path(value) if field.type is Path else value
         return cls(**values)

@@ -1,8 +1,18 @@
 """The paged KV cache: one pair of tensors per layer. Block 0 is scratch for padded rows."""
 
+import math
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from penstock_server.models.base import KvSpec
+
+# Share of the memory that is free after loading which the KV cache takes where no size was given.
+CUDA_FREE_SHARE = 0.9
+CPU_FREE_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,3 +22,50 @@ class KvCache:
     keys: list[torch.Tensor]
     values: list[torch.Tensor]
     tokens_per_block: int
+
+    def fill(self, value: float) -> None:
+        """Fills the whole pool, block 0 included."""
+        for tensor in (*self.keys, *self.values):
+            tensor.fill_(value)
+
+
+def bytes_per_block(spec: "KvSpec", tokens_per_block: int) -> int:
+    """Bytes of one block over all layers, keys and values, on this rank."""
+    return 2 * spec.num_layers * tokens_per_block * spec.num_kv_heads * spec.head_dim * spec.dtype.itemsize
+
+
+def allocate(spec: "KvSpec", num_blocks: int, tokens_per_block: int, device: torch.device) -> KvCache:
+    """A pool of zeros; it occupies its memory at once, so that a pool too large fails here and not under load."""
+    shape = (num_blocks, tokens_per_block, spec.num_kv_heads, spec.head_dim)
+    layers = range(spec.num_layers)
+    cache = KvCache(
+        keys=[torch.empty(shape, dtype=spec.dtype, device=device) for _ in layers],
+        values=[torch.empty(shape, dtype=spec.dtype, device=device) for _ in layers],
+        tokens_per_block=tokens_per_block,
+    )
+    cache.fill(0.0)
+    return cache
+
+
+def blocks_that_fit(block_bytes: int, useful_blocks: int, device: torch.device) -> int:
+    """How many blocks the device's free memory holds, at most `useful_blocks`. Raises ValueError when not even two."""
+    if device.type == "cuda":
+        budget = int(torch.cuda.mem_get_info(device)[0] * CUDA_FREE_SHARE)
+    else:
+        budget = int(available_memory_bytes() * CPU_FREE_SHARE)
+    num_blocks = min(useful_blocks, budget // block_bytes)
+    if num_blocks < 2:
+        raise ValueError(f"no memory for a KV cache: {budget} bytes free, one block takes {block_bytes}")
+    return num_blocks
+
+
+def available_memory_bytes() -> int:
+    """Memory that this process may still take: what the system has available, or less where a cgroup limits it."""
+    available = math.inf
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            available = int(line.split()[1]) * 1024
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
+        available = min(available, max(0, int(text) - int(used.read_text())))
+    return int(available)

@@ -1,1 +1,92 @@
-fn main() {}
+//! The router as a program of its own: started by the launcher with one JSON config, or by hand with flags.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+use nix::unistd::getppid;
+use penstock_router::config::RouterConfig;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+/// Speaks HTTP to clients and the Step protocol to shards.
+#[derive(Parser)]
+#[command(
+    name = "router",
+    version,
+    after_help = "With --config-stdin as the only argument, the configuration is read from standard input as one JSON object."
+)]
+struct Cli {
+    #[command(flatten)]
+    config: RouterConfig,
+}
+
+#[expect(clippy::print_stderr, reason = "without a config there is no log")]
+fn main() -> ExitCode {
+    let config = match read_config() {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            return ExitCode::from(2);
+        }
+    };
+    match run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn read_config() -> Result<RouterConfig> {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments
+        .next()
+        .is_none_or(|argument| argument != "--config-stdin")
+    {
+        return Ok(Cli::parse().config);
+    }
+    ensure!(
+        arguments.next().is_none(),
+        "--config-stdin takes no other argument"
+    );
+    // First of all: whoever kills the launcher must not leave us behind.
+    set_pdeathsig(Signal::SIGKILL).context("cannot ask for a parent-death signal")?;
+    let config: RouterConfig = serde_json::from_reader(std::io::stdin().lock())
+        .context("the configuration on standard input")?;
+    if let Some(parent) = config.engine.parent_pid {
+        // The launcher may have died before the signal was asked for.
+        ensure!(
+            u32::try_from(getppid().as_raw()) == Ok(parent),
+            "the launcher {parent} is gone"
+        );
+    }
+    Ok(config)
+}
+
+fn run(config: RouterConfig) -> Result<()> {
+    penstock_router::telemetry::init(&config.log)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let shutdown = CancellationToken::new();
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut serving = Box::pin(penstock_router::serve(config, shutdown.clone()));
+        loop {
+            tokio::select! {
+                outcome = &mut serving => return outcome,
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            ensure!(!shutdown.is_cancelled(), "a second signal: stopped at once");
+            info!("draining");
+            shutdown.cancel();
+        }
+    })
+}

@@ -1,0 +1,69 @@
+"""One JSON line per figure, with the machine's description beside it. Knows nothing of what is measured."""
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@cache
+def machine() -> dict[str, object]:
+    """Processor, cores, versions and commit, as they stand in every line."""
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "commit": _output("git", "rev-parse", "--short", "HEAD"),
+        "dirty": bool(_output("git", "status", "--porcelain", "--untracked-files=no")),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """What a figure is compared with, measured in the same run: another program or a physical limit."""
+
+    name: str
+    value: float
+
+
+def report(bench: str, case: str, value: float, unit: str, peer: Peer | None = None) -> None:
+    """Prints one figure and appends it to results/<bench>-<date>.jsonl. `ratio` is value / peer value."""
+    line = {
+        "bench": bench,
+        "case": case,
+        "value": _rounded(value),
+        "unit": unit,
+        "peer": peer.name if peer else None,
+        "peer_value": _rounded(peer.value) if peer else None,
+        "ratio": _rounded(value / peer.value) if peer and peer.value else None,
+    }
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{bench}-{datetime.date.today().isoformat()}.jsonl"
+    with path.open("a") as file:
+        file.write(json.dumps(line | {"machine": machine()}) + "\n")
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def _processor() -> str:
+    for row in Path("/proc/cpuinfo").read_text().splitlines():
+        if row.startswith("model name"):
+            return row.split(":", 1)[1].strip()
+    return platform.machine()
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent
+    ).stdout.strip()

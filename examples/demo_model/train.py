@@ -1,0 +1,117 @@
+"""Trains the bundled demo model from nothing, resumes from checkpoints, and writes its files.
+
+`python examples/demo_model/train.py --out FOLDER --checkpoints FOLDER` does everything. Text comes
+from generate.py; the published scores come from evaluate.py.
+"""
+
+import argparse
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+# Read when torch and tokenizers are imported. Waiting threads must not spin on a busy machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import batches
+from batches import Stage
+from exam import quick_check
+from model import Llama
+from run import Run
+from threads import ThreadGovernor
+
+STAGES = [
+    Stage(256, 24, 2, 20_000_000),
+    Stage(512, 12, 4, 5_000_000),
+    Stage(1024, 6, 10, 5_000_000),
+]
+WARMUP_STEPS = 60
+# The last share of the steps brings the rate down to nothing.
+DECAY_SHARE = 0.3
+SEED = 1
+LOG_EVERY_STEPS = 50
+
+
+def rate_scale(stage: int, step: int) -> float:
+    """Warm-up, full rate, then a straight line down to nothing at the end of the last stage."""
+    total = sum(stage.num_steps for stage in STAGES)
+    done = sum(stage.num_steps for stage in STAGES[:stage]) + step
+    return min(1.0, (done + 1) / WARMUP_STEPS, (total - done) / (total * DECAY_SHARE))
+
+
+def weighted_loss(model: Llama, batch: batches.Batch) -> Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        hidden = model(batch.ids, batch.mask).flatten(0, 1)
+        logits = F.linear(hidden.index_select(0, batch.positions), model.embedding)
+    losses = F.cross_entropy(logits.float(), batch.targets, reduction="none")
+    return (losses * batch.weights).sum() / batch.weights.sum()
+
+
+def train_stage(run: Run, options: argparse.Namespace, governor: ThreadGovernor) -> None:
+    """Trains from the run's step to the end of its stage."""
+    stage = STAGES[run.stage]
+    compiled = torch.compile(weighted_loss, dynamic=False)
+    stream = batches.steps(run.tokenizer, stage, SEED + run.stage, run.step)
+    saved = checked = printed = time.monotonic()
+    losses = []
+    while run.step < stage.num_steps:
+        loss = compiled(run.model, next(stream))
+        loss.backward()
+        run.optimizer.step(rate_scale(run.stage, run.step))
+        run.advance(stage.tokens_per_step)
+        losses.append(loss.detach())
+        now = time.monotonic()
+        if len(losses) == LOG_EVERY_STEPS:
+            speed = LOG_EVERY_STEPS * stage.tokens_per_step / (now - printed)
+            print(_progress(run, stage, torch.stack(losses).mean().item(), speed), flush=True)
+            losses, printed = [], now
+            governor.adjust()
+        if now - saved > options.save_every_s or run.step == stage.num_steps:
+            run.seconds, saved = run.seconds + now - saved, now
+            run.save()
+        if now - checked > options.check_every_s:
+            checked = now
+            check_and_write(run)
+
+
+def _progress(run: Run, stage: Stage, loss: float, speed: float) -> str:
+    return (
+        f"stage {run.stage} step {run.step}/{stage.num_steps} tokens {run.tokens / 1e6:.2f}M "
+        f"loss {loss:.4f} {speed:.0f} tok/s {torch.get_num_threads()} threads"
+    )
+
+
+def check_and_write(run: Run) -> None:
+    """Scores and exports the averaged weights."""
+    run.optimizer.swap_average()
+    result = quick_check(run.model, run.tokenizer)
+    print(f"check at {run.tokens / 1e6:.2f}M: {result}", flush=True)
+    run.write_model()
+    run.optimizer.swap_average()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--checkpoints", type=Path, default=Path.home() / ".cache/penstock-demo")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--save-every-s", type=float, default=180)
+    parser.add_argument("--check-every-s", type=float, default=300)
+    options = parser.parse_args()
+    governor = ThreadGovernor(options.threads)
+    run = Run(options.out, options.checkpoints, SEED)
+    print(f"{sum(p.numel() for p in run.model.parameters())} parameters, {asdict(run.model.shape)}")
+    while run.stage < len(STAGES):
+        train_stage(run, options, governor)
+        run.stage, run.step = run.stage + 1, 0
+        run.save()
+    check_and_write(run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""Time of one sampling step on the CPU, beside transformers' processors and torch.multinomial on the same rows.
+
+Prints one JSON line per case: {"bench", "case", "value", "unit", "peer", "peer_value", "ratio"}; the ratio is the
+peer's time over ours. Rounds alternate between the two, and each reports its fastest: what else the machine does only
+ever adds time.
+
+    python kernels/benches/bench_sample.py [--vocab-size 49152] [--rounds 15] [--threads 1]
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from transformers.generation import logits_process as reference
+
+from penstock_kernels.philox import Purpose, uniform
+from penstock_kernels.sample import draw, greedy
+from penstock_kernels.sample_workspace import SampleWorkspace
+from penstock_kernels.warpers import Warper, WarpParams, top_k_limits, top_p_limits, typical_p_limits, warp
+
+CPU = torch.device("cpu")
+PEER = "transformers processors + torch.multinomial"
+CASES: dict[str, dict[Warper, float]] = {
+    "greedy": {},
+    "temperature": {Warper.TEMPERATURE: 0.7},
+    "top_k": {Warper.TOP_K: 50},
+    "top_p": {Warper.TOP_P: 0.9},
+    "min_p": {Warper.MIN_P: 0.05},
+    "typical_p": {Warper.TYPICAL_P: 0.9},
+    "temperature+top_k+top_p": {Warper.TEMPERATURE: 0.7, Warper.TOP_K: 50, Warper.TOP_P: 0.9},
+}
+
+
+def ours(logits: torch.Tensor, settings: dict[Warper, float]) -> Callable[[], object]:
+    """One step of our sampler's operations."""
+    num_rows, vocab_size = logits.shape
+    workspace = SampleWorkspace(vocab_size, CPU)
+    if not settings:
+        return lambda: greedy(logits)
+
+    def column(warper: Warper, neutral: float, dtype: type) -> np.ndarray:
+        return np.full(num_rows, settings.get(warper, neutral), dtype)
+
+    params = WarpParams(
+        torch.from_numpy(column(Warper.TEMPERATURE, 1, np.float32)),
+        torch.from_numpy(top_k_limits(column(Warper.TOP_K, 0, np.int32), vocab_size)),
+        torch.from_numpy(top_p_limits(column(Warper.TOP_P, 1, np.float32))),
+        torch.from_numpy(column(Warper.MIN_P, 0, np.float32)),
+        torch.from_numpy(typical_p_limits(column(Warper.TYPICAL_P, 1, np.float32))),
+    )
+    stages = dict.fromkeys(settings)
+    key, position = torch.ones((2, num_rows), dtype=torch.int64), torch.arange(num_rows)
+
+    def step() -> None:
+        scores = workspace.scores[:num_rows].copy_(logits)
+        warp(scores, params, stages, workspace)
+        draw(scores, uniform(key, position, position, Purpose.SAMPLE), workspace)
+
+    return step
+
+
+def theirs(logits: torch.Tensor, settings: dict[Warper, float]) -> Callable[[], object]:
+    """The same step as `generate` of transformers does it."""
+    if not settings:
+        return lambda: logits.argmax(-1)
+    makers = {
+        Warper.TEMPERATURE: reference.TemperatureLogitsWarper,
+        Warper.TOP_K: reference.TopKLogitsWarper,
+        Warper.TOP_P: reference.TopPLogitsWarper,
+        Warper.MIN_P: reference.MinPLogitsWarper,
+        Warper.TYPICAL_P: reference.TypicalLogitsWarper,
+    }
+    processors = reference.LogitsProcessorList([makers[warper](value) for warper, value in settings.items()])
+    ids = torch.zeros((logits.shape[0], 1), dtype=torch.int64)
+    return lambda: torch.multinomial(torch.softmax(processors(ids, logits), -1), 1)
+
+
+def fastest_ms(steps: list[Callable[[], object]], rounds: int) -> list[float]:
+    """Each step's fastest round, in milliseconds."""
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    times = [[0.0] * rounds for _ in steps]
+    for round_index in range(-1, rounds):  # one round to warm up
+        for index, step in enumerate(steps):
+            start = clock()
+            step()
+            if round_index >= 0:
+                times[index][round_index] = (clock() - start) * 1e3
+    return [min(series) for series in times]
+
+
+def main() -> None:
+    """Prints a line per case and number of rows."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--vocab-size", type=int, default=49_152)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    for num_rows in (1, 8, 32):
+        logits = torch.randn((num_rows, arguments.vocab_size), generator=torch.Generator().manual_seed(0)) * 3
+        for name, settings in CASES.items():
+            value, peer = fastest_ms([ours(logits, settings), theirs(logits, settings)], arguments.rounds)
+            figure = {
+                "bench": "sample",
+                "case": f"{name}, {num_rows} rows, vocabulary {arguments.vocab_size}, {arguments.threads} threads",
+                "value": round(value, 3),
+                "unit": "ms",
+                "peer": PEER,
+                "peer_value": round(peer, 3),
+                "ratio": round(peer / value, 2),
+            }
+            print(json.dumps(figure), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""SiLU times up."""
+
+import pytest
+import torch
+
+from kernel_testkit.tolerance import check
+from penstock_kernels.silu_mul import silu_mul, silu_mul_ref
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("num_tokens", "size"), [(1, 1), (3, 33), (8, 200)])
+def test_equals_the_reference(num_tokens, size, dtype):
+    gate_up = torch.randn(num_tokens, 2 * size, generator=torch.Generator().manual_seed(size)).mul(4).to(dtype)
+    before = gate_up.clone()
+    check("silu_mul", silu_mul(gate_up), silu_mul_ref(gate_up.double()))
+    assert torch.equal(gate_up, before)
+
+
+def test_large_gates_neither_overflow_nor_lose_their_sign():
+    gate_up = torch.tensor([[-200.0, -90.0, 0.0, 90.0, 200.0, 1.0, 1.0, 1.0, 1.0, 1.0]])
+    expected = silu_mul_ref(gate_up.double())
+    check("silu_mul", silu_mul(gate_up), expected)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("size", [33, 200, 1536])
+def test_a_token_has_the_same_bits_alone_and_in_a_batch(size, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        gate_up = torch.randn(331, 2 * size, generator=torch.Generator().manual_seed(1))
+        out = silu_mul(gate_up)
+        for start, end in ((0, 1), (1, 2), (330, 331), (3, 20), (0, 101)):
+            assert torch.equal(silu_mul(gate_up[start:end]), out[start:end])
+    finally:
+        torch.set_num_threads(before)

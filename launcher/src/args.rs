@@ -1,0 +1,148 @@
+//! The launcher's flags. Those of the router are flattened from its config, so that no flag is written twice.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, ValueEnum};
+use penstock_router::config::{BatchingConfig, HttpConfig, LimitsConfig, LogConfig, StepConfig};
+
+/// Serves a language model: one router process and one shard process per GPU (or group of CPU threads).
+#[derive(Parser, Debug)]
+#[command(
+    name = "launcher",
+    version,
+    args_override_self = true,
+    after_help = "Exit codes: 0 drained after a stop signal, 1 failed, 2 wrong usage, 3 model cannot be served."
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) limits: LimitsConfig,
+    #[command(flatten)]
+    pub(crate) batching: BatchingConfig,
+    #[command(flatten)]
+    pub(crate) step: StepConfig,
+    #[command(flatten)]
+    pub(crate) sharding: ShardingArgs,
+    #[command(flatten)]
+    pub(crate) http: HttpConfig,
+    #[command(flatten)]
+    pub(crate) log: LogConfig,
+    #[command(flatten)]
+    pub(crate) python: PythonArgs,
+}
+
+/// What is served.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Essential")]
+pub(crate) struct ModelArgs {
+    /// Folder of the model [default: the bundled demo model]
+    #[arg(long, env = "MODEL_ID")]
+    pub(crate) model_id: Option<String>,
+    /// Type to compute in; auto is the checkpoint's on a GPU, float32 on a CPU
+    #[arg(long, env = "DTYPE", value_enum, default_value_t = Dtype::Auto)]
+    pub(crate) dtype: Dtype,
+}
+
+/// How the model is spread over processes.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Sharding")]
+pub(crate) struct ShardingArgs {
+    /// Shard processes, each with its part of every layer [default: the GPUs named by `CUDA_VISIBLE_DEVICES`, else 1]
+    #[arg(long, env = "NUM_SHARD", value_parser = clap::value_parser!(u32).range(1..=8))]
+    pub(crate) num_shard: Option<u32>,
+    /// Where the shards compute; auto is a GPU if there is one
+    #[arg(long, env = "DEVICE", value_enum, default_value_t = Device::Auto)]
+    pub(crate) device: Device,
+    /// GPUs of this instance, as CUDA reads it
+    #[arg(long, env = "CUDA_VISIBLE_DEVICES", hide = true)]
+    pub(crate) cuda_visible_devices: Option<String>,
+    /// Test aid: fill the KV cache with NaN instead of zeros
+    #[arg(long, env = "FILL_KV_WITH_NAN", hide = true)]
+    pub(crate) fill_kv_with_nan: bool,
+}
+
+/// Which interpreter runs the shards.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Shard processes")]
+pub(crate) struct PythonArgs {
+    /// Python that has `penstock_server` [default: the one beside this program, else python3 on the PATH]
+    #[arg(long, env = "PENSTOCK_PYTHON")]
+    pub(crate) python: Option<PathBuf>,
+}
+
+/// Compute types by TGI's names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "lower")]
+pub(crate) enum Dtype {
+    Auto,
+    Float32,
+    Bfloat16,
+    Float16,
+}
+
+impl Dtype {
+    /// The name that shards and users know.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Float32 => "float32",
+            Self::Bfloat16 => "bfloat16",
+            Self::Float16 => "float16",
+        }
+    }
+}
+
+/// Where tensors live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "lower")]
+pub(crate) enum Device {
+    Auto,
+    Cpu,
+    Cuda,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn flags_are_well_formed_and_declared_once() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_of_tgi_has_its_environment_name() {
+        let command = Cli::command();
+        let ours = BTreeSet::from([
+            "device",
+            "step-depth",
+            "python",
+            "fill-kv-with-nan",
+            "cuda-visible-devices",
+        ]);
+        for argument in command
+            .get_arguments()
+            .filter(|argument| !["help", "version"].contains(&argument.get_id().as_str()))
+        {
+            let flag = argument.get_long().expect("every flag has a long form");
+            let environment = argument
+                .get_env()
+                .expect("every flag has an environment name")
+                .to_string_lossy();
+            if !ours.contains(flag) {
+                assert_eq!(environment, flag.to_uppercase().replace('-', "_"));
+            }
+        }
+    }
+
+    #[test]
+    fn the_last_of_a_repeated_flag_wins() {
+        let cli = Cli::try_parse_from(["launcher", "--port", "1", "--port", "2"]).unwrap();
+        assert_eq!(cli.http.port, 2);
+    }
+}

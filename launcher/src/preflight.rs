@@ -1,0 +1,227 @@
+//! Everything that can be refused before a process starts or a weight is read: address, interpreter, model, memory.
+
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::num::NonZero;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+
+use tracing::warn;
+
+use crate::args::{Cli, Device};
+use crate::checkpoint::{self, Checkpoint};
+use crate::failure::Failure;
+use crate::memory;
+use crate::sizing::{self, Machine, Sizes};
+
+/// Prints where the shard's package lies; `-P` keeps the working directory from shadowing it.
+const FIND_PACKAGE: &str = "import importlib.util as u; s = u.find_spec('penstock_server'); print(s.submodule_search_locations[0] if s else '')";
+
+/// What the checks found out.
+#[derive(Debug)]
+pub(crate) struct Preflight {
+    pub(crate) address: SocketAddr,
+    pub(crate) python: PathBuf,
+    pub(crate) model_name: Option<String>,
+    pub(crate) model: Checkpoint,
+    pub(crate) num_ranks: u32,
+    pub(crate) cuda: bool,
+    pub(crate) sizes: Sizes,
+}
+
+/// Runs all checks, the cheapest first.
+pub(crate) fn check(cli: &Cli) -> Result<Preflight, Failure> {
+    let address = free_address(&cli.http.hostname, cli.http.port)?;
+    let python = find_python(cli.python.python.as_deref())?;
+    let (folder, model_name) = match cli
+        .model
+        .model_id
+        .as_deref()
+        .filter(|text| !text.is_empty())
+    {
+        Some(folder) => (absolute(Path::new(folder))?, None),
+        None => (demo_folder(&python)?, Some("demo".to_owned())),
+    };
+    let model = checkpoint::inspect(&folder)?;
+    let machine = machine(
+        cli.sharding.device,
+        cli.sharding.cuda_visible_devices.as_deref(),
+    )?;
+    let num_ranks = cli
+        .sharding
+        .num_shard
+        .unwrap_or_else(|| default_ranks(cli, &machine));
+    let sizes = sizing::sizes(cli, &model, &machine, u64::from(num_ranks))?;
+    Ok(Preflight {
+        address,
+        python,
+        model_name,
+        model,
+        num_ranks,
+        cuda: machine.cuda,
+        sizes,
+    })
+}
+
+/// The address to listen on, with a free port where 0 was asked for. A container sets HOSTNAME to its own name, so
+/// what is no address means every interface.
+fn free_address(hostname: &str, port: u16) -> Result<SocketAddr, Failure> {
+    let ip = match hostname.trim_matches(['[', ']']).parse::<IpAddr>() {
+        Ok(ip) => ip,
+        Err(_) if hostname == "localhost" => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        Err(_) => {
+            warn!("--hostname {hostname:?} is not an IP address; listening on 0.0.0.0");
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+        }
+    };
+    let listener = TcpListener::bind((ip, port)).map_err(|error| {
+        Failure::Failed(match error.kind() {
+            io::ErrorKind::AddrInUse => {
+                format!(
+                    "port {port} on {ip} is taken; stop what listens there or give another --port"
+                )
+            }
+            io::ErrorKind::PermissionDenied => {
+                format!("port {port} needs rights that this user lacks; give a --port above 1023")
+            }
+            io::ErrorKind::AddrNotAvailable => {
+                format!(
+                    "no interface of this machine has the address {ip}; give another --hostname"
+                )
+            }
+            _ => format!("cannot listen on {ip} port {port}: {error}"),
+        })
+    })?;
+    listener
+        .local_addr()
+        .map_err(|error| Failure::io("cannot read the listening address", &error))
+}
+
+/// The flag's interpreter, the one beside this program (a virtual environment), or the PATH's.
+fn find_python(flag: Option<&Path>) -> Result<PathBuf, Failure> {
+    if let Some(python) = flag {
+        return Ok(python.to_path_buf());
+    }
+    let program = own_path()?;
+    let beside = ["python3", "python"].map(|name| program.with_file_name(name));
+    Ok(beside
+        .into_iter()
+        .find(|python| python.is_file())
+        .unwrap_or_else(|| PathBuf::from("python3")))
+}
+
+/// This program's file.
+pub(crate) fn own_path() -> Result<PathBuf, Failure> {
+    std::env::current_exe()
+        .map_err(|error| Failure::io("cannot find this program's own path", &error))
+}
+
+fn demo_folder(python: &Path) -> Result<PathBuf, Failure> {
+    warn!("no --model-id: serving the bundled demo model, which only shows that everything works");
+    let output = Command::new(python)
+        .args(["-P", "-c", FIND_PACKAGE])
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| Failure::io(format!("cannot run {}", python.display()), &error))?;
+    let package = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    if package.is_empty() {
+        let reason = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        return Err(Failure::Failed(format!(
+            "{} does not have penstock_server; name one that has it with --python {reason}",
+            python.display()
+        )));
+    }
+    Ok(Path::new(&package).join("demo_model"))
+}
+
+fn absolute(folder: &Path) -> Result<PathBuf, Failure> {
+    // Shards and router are told a path that does not depend on anybody's working directory; an absent folder keeps
+    // the words of the user for the message.
+    match folder.canonicalize() {
+        Ok(path) => Ok(path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(folder.to_path_buf()),
+        Err(error) => Err(Failure::Model(format!(
+            "cannot read {}: {error}",
+            folder.display()
+        ))),
+    }
+}
+
+fn machine(device: Device, visible: Option<&str>) -> Result<Machine, Failure> {
+    let driver = Path::new("/dev/nvidiactl").exists()
+        && !visible.is_some_and(|list| list.is_empty() || list == "-1");
+    if device == Device::Cuda && !driver {
+        return Err(Failure::Usage(
+            "--device cuda, but there is no NVIDIA driver or no GPU is visible".to_owned(),
+        ));
+    }
+    let flags = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    Ok(Machine {
+        cuda: driver && device != Device::Cpu,
+        // Affinity and control-group quota are in this number.
+        cores: thread::available_parallelism()
+            .map_or(1, NonZero::get)
+            .try_into()
+            .unwrap_or(1),
+        bfloat16: flags
+            .split_whitespace()
+            .any(|flag| flag == "amx_bf16" || flag == "avx512_bf16"),
+        memory: memory::available(),
+    })
+}
+
+/// TGI's rule: as many shards as GPUs are named, else one.
+fn default_ranks(cli: &Cli, machine: &Machine) -> u32 {
+    let named = cli
+        .sharding
+        .cuda_visible_devices
+        .as_deref()
+        .map_or(1, |list| list.split(',').count());
+    if machine.cuda {
+        named.clamp(1, 8).try_into().unwrap_or(1)
+    } else {
+        1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_taken_port_is_refused_by_its_number() {
+        let holder = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = holder.local_addr().unwrap().port();
+        let text = free_address("127.0.0.1", port).unwrap_err().to_string();
+        assert!(
+            text.contains(&format!("port {port} on 127.0.0.1 is taken")),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn names_that_are_no_address_listen_everywhere() {
+        for (hostname, ip) in [
+            ("localhost", "127.0.0.1"),
+            ("8f3d2c1b", "0.0.0.0"),
+            ("::1", "::1"),
+            ("[::]", "::"),
+        ] {
+            let address = free_address(hostname, 0).unwrap();
+            assert_eq!(address.ip().to_string(), ip);
+            assert_ne!(address.port(), 0);
+        }
+        let text = free_address("203.0.113.7", 0).unwrap_err().to_string();
+        assert!(text.contains("--hostname"), "{text}");
+    }
+
+    #[test]
+    fn the_flag_names_the_interpreter() {
+        assert_eq!(
+            find_python(Some(Path::new("/x/python"))).unwrap(),
+            Path::new("/x/python")
+        );
+    }
+}

@@ -1,0 +1,58 @@
+"""The forward part of a step, run the same way at every padded size.
+
+On a CPU a step is a call of its function over the preallocated buffers. On CUDA a decode size that was captured is
+replayed; other steps are called, because their launches hide behind their work.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import penstock_kernels
+from penstock_server.batch import StagedStep
+from penstock_server.staging import StepShape
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarded:
+    """What the forward part leaves. After a replay these are the graph's own tensors: used before the next step."""
+
+    row_seats: torch.Tensor  # int64 [R], the pad seat in dead and padded rows
+    logits: torch.Tensor | None  # float32 [S, V]; None when no row samples
+
+
+def can_capture(device: torch.device) -> bool:
+    """Whether a replay repeats a step: not while an operation reads lengths on the host, as the `cpu` ones do."""
+    return device.type == "cuda" and bool(getattr(penstock_kernels, "GRAPH_SAFE", False))
+
+
+class Graphs:
+    """Runs steps; keeps the captured ones by their size."""
+
+    def __init__(self, function: Callable[[StagedStep], Forwarded], device: torch.device) -> None:
+        self._function = function
+        self._can_capture = can_capture(device)
+        self._captured: dict[StepShape, tuple[torch.cuda.CUDAGraph, Forwarded]] = {}
+        self._pool: Any = None
+
+    def run(self, staged: StagedStep) -> Forwarded:
+        """Runs one step whose columns are on the device."""
+        if captured := self._captured.get(staged.shape):
+            graph, result = captured
+            graph.replay()
+            return result
+        return self._function(staged)
+
+    def warm_up(self, staged: StagedStep) -> None:
+        """Makes later runs of this size fast: by a call, and by a capture where it can be. The largest size first."""
+        self._function(staged)
+        if not self._can_capture or not staged.shape.decode or staged.shape in self._captured:
+            return
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            result = self._function(staged)
+        self._pool = self._pool or graph.pool()
+        self._captured[staged.shape] = (graph, result)

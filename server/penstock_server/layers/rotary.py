@@ -1,0 +1,75 @@
+"""Rotary frequencies as transformers computes them, from `RopeConfig`.
+
+Shapes: T tokens, D head size. Angle of (position p, pair i) = p * frequency_i, frequency_i = theta^(-2 i / D), changed
+by
+
+- linear: divided by factor (kaiokendev's interpolation);
+- llama3: divided by factor where the wavelength exceeds original / low_freq_factor, kept where it is below
+  original / high_freq_factor, and interpolated between (Llama 3.1's `apply_scaling`);
+- dynamic (NTK): theta * (factor n / original - (factor - 1))^(D / (D - 2)) for a sequence of n > original tokens.
+
+Dynamic frequencies depend on a length, and keys stay in the cache, so the length must be a property of the position
+alone or else a token's keys would depend on how its prompt was cut into chunks. Here n = p + 1: the token at p is
+turned as if it were the last one. That equals transformers up to the original length, and beyond it for tokens that
+are generated one by one. It differs for a prompt longer than the original length, all of whose tokens transformers
+turns by the prompt's whole length.
+"""
+
+import math
+
+import torch
+
+from penstock_kernels.rotary import rotation
+from penstock_server.models.config import RopeConfig
+
+Rotation = tuple[torch.Tensor, torch.Tensor]
+
+
+class RotaryEmbedding:
+    """Makes a step's rotation once; all layers use it."""
+
+    def __init__(self, config: RopeConfig, head_dim: int, device: torch.device, dtype: torch.dtype) -> None:
+        self._config = config
+        self._dtype = dtype
+        self._exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
+        self._head_dim = head_dim
+        self._frequencies = _static_frequencies(config, self._exponents)
+
+    def __call__(self, positions: torch.Tensor) -> Rotation:
+        """Cosines and signed sines, each [T, 1, D], of int64 `positions` [T]."""
+        return rotation(self.angles(positions), self._dtype)
+
+    def angles(self, positions: torch.Tensor) -> torch.Tensor:
+        """float32 [T, D / 2]."""
+        frequencies = self._frequencies
+        if self._config.kind == "dynamic":
+            frequencies = self._dynamic_frequencies(positions)
+        return positions[:, None].float() * frequencies
+
+    def _dynamic_frequencies(self, positions: torch.Tensor) -> torch.Tensor:
+        """[T, D / 2]."""
+        config = self._config
+        original = config.original_max_positions
+        length = (positions + 1).clamp_min(original)
+        stretch = config.factor * length / original - (config.factor - 1)
+        base = config.theta * stretch ** (self._head_dim / (self._head_dim - 2))
+        return 1.0 / base[:, None] ** self._exponents
+
+
+def _static_frequencies(config: RopeConfig, exponents: torch.Tensor) -> torch.Tensor:
+    frequencies = 1.0 / config.theta**exponents
+    if config.kind == "linear":
+        return frequencies / config.factor
+    if config.kind == "llama3":
+        return _llama3(config, frequencies)
+    return frequencies
+
+
+def _llama3(config: RopeConfig, frequencies: torch.Tensor) -> torch.Tensor:
+    original = config.original_max_positions
+    wavelength = 2 * math.pi / frequencies
+    scaled = torch.where(wavelength > original / config.low_freq_factor, frequencies / config.factor, frequencies)
+    smooth = (original / wavelength - config.low_freq_factor) / (config.high_freq_factor - config.low_freq_factor)
+    between = (1 - smooth) * frequencies / config.factor + smooth * frequencies
+    is_between = (wavelength >= original / config.high_freq_factor) & (wavelength <= original / config.low_freq_factor)
+    return torch.where(is_between, between, scaled)

@@ -1,0 +1,29 @@
+"""Where a model comes from, and what its config alone tells about it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from penstock_server.models.base import KvSpec
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescription:
+    """Known before any weight is read."""
+
+    architecture: str
+    vocab_size: int
+    max_positions: int
+    kv_spec: KvSpec  # of this rank; its dtype is also that of weights and activations
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """What to load, and onto what."""
+
+    folder: Path
+    device: torch.device
+    dtype: str  # "auto", "float32", "bfloat16" or "float16"
+    progress: Callable[[float], None] = lambda fraction: None  # told the fraction that is loaded

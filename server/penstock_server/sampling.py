@@ -1,0 +1,204 @@
+"""Sampling on the device: the choice of each row's next token.
+
+Shapes: S rows that sample (padded), V vocabulary, K top-n logprobs. The arithmetic is in `penstock_kernels`, the
+parameters in `seat_params.py`; this file knows the order of the stages, and launches only those that some row of the
+step needs. A stage leaves a row that does not need it as it is, bit for bit, so a row's token does not depend on its
+neighbours.
+
+Order, as in transformers 5: bias, bans, minimum length, repetition penalty, frequency and presence penalties; then,
+in rows that sample, temperature, top-k, top-p, min-p, typical-p and the draw.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from penstock_kernels.logprobs import Logprobs, logprobs
+from penstock_kernels.penalties import NEUTRAL_EDIT, add_at, count_tokens, penalize_counts, penalize_repetition
+from penstock_kernels.philox import Purpose, uniform
+from penstock_kernels.sample import draw, greedy, host_rows, not_finite
+from penstock_kernels.sample_workspace import SLICE_ROWS, SampleWorkspace
+from penstock_kernels.warpers import Warper, warp
+from penstock_server.registrations import SeatRegistrations
+from penstock_server.seat_params import EDITING, LOGPROBS, PENALTIES, WARPING, RowParams, SeatParams, Stage
+
+_WARPERS = {
+    Warper.TEMPERATURE: Stage.TEMPERATURE,
+    Warper.TOP_K: Stage.TOP_K,
+    Warper.TOP_P: Stage.TOP_P,
+    Warper.MIN_P: Stage.MIN_P,
+    Warper.TYPICAL_P: Stage.TYPICAL_P,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRows:
+    """The rows of a step that sample, in the order of their logits. Padded rows name `Sampler.padding_seat`."""
+
+    seats: torch.Tensor  # int64 [S]
+    positions: torch.Tensor  # int64 [S], position of the token being sampled; anything in padded rows
+    host_seats: NDArray[np.int64]  # [S], the same seats on the host: decides which stages are launched
+
+
+@dataclass(frozen=True, slots=True)
+class SampleOutput:
+    """What a step sampled. The tensors live on the sampler's device and are fresh in every step."""
+
+    ids: torch.Tensor  # int64 [S], 0 in bad rows
+    bad: torch.Tensor  # bool [S]: a NaN or +inf in the row's logits, or nothing finite left to choose
+    logprobs: Logprobs | None  # [S] and [S, K], meaningful in rows that asked; None if none did
+    num_top: NDArray[np.int64]  # [S] on the host: how many of its K each row asked for
+
+
+class Sampler:
+    """Per-seat sampling state of one rank. All its device work is ordered on the compute stream; `sample` never waits.
+
+    Belongs to one thread: the one that runs the steps.
+    """
+
+    def __init__(self, num_seats: int, num_lanes: int, vocab_size: int, device: torch.device) -> None:
+        self.padding_seat = num_seats
+        self._params = SeatParams(num_seats, num_lanes, vocab_size, device)
+        self._workspace = SampleWorkspace(vocab_size, device)
+
+    def register(self, registrations: SeatRegistrations) -> None:
+        """Writes the seats' parameters and seeds their penalty lanes; before the step's `sample`, in plan order.
+
+        The decoder has checked the records: seats, lanes and ids are in range, and no seat or lane occurs twice.
+        """
+        if len(registrations):
+            self._params.register(registrations)
+
+    def release(self, seats: NDArray[np.int64]) -> None:
+        """Makes freed seats greedy ones without a lane, so that a late row of theirs touches nobody's counts."""
+        if seats.size:
+            self._params.release(seats)
+
+    def clear(self) -> None:
+        """Releases every seat (a new Step stream)."""
+        self._params.release(np.arange(self.padding_seat))
+
+    def sample(self, logits: torch.Tensor, rows: SampleRows) -> SampleOutput:
+        """Chooses a token for each row of float32 logits [S, V], which stay as they are."""
+        stages = self._params.stages[rows.host_seats]
+        num_top = self._params.num_top_logprobs[rows.host_seats]
+        if not stages.any():
+            return SampleOutput(*greedy(logits), None, num_top)
+        # Every slice launches what the step needs, so that all have the same outputs.
+        wanted, width = Stage(int(np.bitwise_or.reduce(stages))), int(num_top.max())
+        parts = [
+            _Slice(self._params, self._workspace, rows, slice(start, start + SLICE_ROWS), wanted).run(logits, width)
+            for start in range(0, len(stages), SLICE_ROWS)
+        ]
+        ids, bad = _join([part[0] for part in parts]), _join([part[1] for part in parts])
+        if not wanted & LOGPROBS:
+            return SampleOutput(ids, bad, None, num_top)
+        columns = zip(*(part[2] for part in parts if part[2] is not None), strict=True)
+        return SampleOutput(ids, bad, Logprobs(*(_join(list(column)) for column in columns)), num_top)
+
+
+class _Slice:
+    """Up to SLICE_ROWS rows on their way through the stages, in the workspace's buffers."""
+
+    def __init__(
+        self, params: SeatParams, workspace: SampleWorkspace, rows: SampleRows, part: slice, wanted: Stage
+    ) -> None:
+        self._params = params
+        self._workspace = workspace
+        self._part = part
+        self._wanted = wanted
+        self._host_stages = params.stages[rows.host_seats[part]]
+        self._seats = rows.seats[part]
+        self._positions = rows.positions[part]
+        self._row: RowParams = params.gather(self._seats)
+
+    def run(self, logits: torch.Tensor, num_top: int) -> tuple[torch.Tensor, torch.Tensor, Logprobs | None]:
+        """ids, bad and log-probabilities of this slice of `logits` [S, V]."""
+        wanted, logits = self._wanted, logits[self._part]
+        scores = logits
+        if wanted & (EDITING | WARPING):
+            scores = self._workspace.scores[: logits.shape[0]].copy_(logits)
+        self._edit(scores)
+        stages = {warper: self._rows(stage) for warper, stage in _WARPERS.items() if wanted & stage}
+        if stages:
+            warp(scores, self._row.warp, stages, self._workspace)
+        ids, bad = self._choose(scores)
+        if wanted & EDITING:  # a ban may have hidden a NaN
+            bad |= not_finite(logits.amax(1))
+        ids.masked_fill_(bad, 0)
+        if wanted & PENALTIES:
+            count_tokens(self._params.history, self._row.lane, ids, ~bad)
+        return ids, bad, self._logprobs(logits, scores, ids, num_top) if wanted & LOGPROBS else None
+
+    def _rows(self, stage: Stage) -> torch.Tensor | None:
+        """The rows of this slice that need one of the stages; None: run it on all."""
+        return host_rows((self._host_stages & np.int32(stage)) != 0, self._seats.device)
+
+    def _edit(self, scores: torch.Tensor) -> None:
+        wanted, params, row = self._wanted, self._params, self._row
+        if wanted & Stage.EDITS:
+            rows = self._rows(Stage.EDITS)
+            seats = _pick(self._seats, rows)
+            add_at(scores, rows, _pick(params.edits.ids, seats), _pick(params.edits.values, seats))
+        if wanted & Stage.MIN_LENGTH:
+            rows = self._rows(Stage.MIN_LENGTH)
+            seats, short = _pick(self._seats, rows), _pick(row.too_short(self._positions), rows)
+            values = _pick(params.min_length.values, seats).masked_fill_(~short[:, None], NEUTRAL_EDIT)
+            add_at(scores, rows, _pick(params.min_length.ids, seats), values)
+        for stage in (Stage.REPETITION, Stage.COUNTS):
+            if wanted & stage:
+                self._penalize(scores, stage)
+
+    def _penalize(self, scores: torch.Tensor, stage: Stage) -> None:
+        workspace, row, rows = self._workspace, self._row, self._rows(stage)
+        lanes = _pick(row.lane, rows)
+        history = torch.index_select(self._params.history, 0, lanes, out=workspace.digits[: lanes.shape[0]])
+        subset = self._subset(scores, rows)
+        if stage == Stage.REPETITION:
+            penalize_repetition(subset, history, _pick(row.repetition, rows), workspace)
+        else:
+            penalize_counts(subset, history, _pick(row.frequency, rows), _pick(row.presence, rows), workspace)
+        if rows is not None:
+            scores.index_copy_(0, rows, subset)
+
+    def _choose(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """ids and bad of the warped scores; no warper has touched the greedy rows."""
+        if not self._wanted & Stage.SAMPLE:
+            return greedy(scores)
+        row, rows = self._row, self._rows(Stage.SAMPLE)
+        numbers = uniform(row.key, row.fork, self._positions, Purpose.SAMPLE)
+        drawn, undrawn = draw(self._subset(scores, rows), _pick(numbers, rows), self._workspace)
+        if (self._host_stages & np.int32(Stage.SAMPLE)).all():
+            return drawn, undrawn
+        ids, bad = greedy(scores)
+        if rows is None:
+            return torch.where(row.samples, drawn, ids), torch.where(row.samples, undrawn, bad)
+        return ids.index_copy_(0, rows, drawn), bad.index_copy_(0, rows, undrawn)
+
+    def _logprobs(self, logits: torch.Tensor, scores: torch.Tensor, ids: torch.Tensor, num_top: int) -> Logprobs:
+        workspace, rows = self._workspace, self._rows(LOGPROBS)
+        if self._wanted & LOGPROBS == LOGPROBS and scores is not logits:
+            source = torch.where(self._row.raw_logprobs[:, None], logits, scores, out=scores)
+        else:
+            source = logits if self._wanted & Stage.RAW_LOGPROBS else scores
+        found = logprobs(self._subset(source, rows), _pick(ids, rows), num_top, workspace)
+        if rows is None:
+            return found
+        num_rows = logits.shape[0]
+        return Logprobs(*(part.new_zeros((num_rows, *part.shape[1:])).index_copy_(0, rows, part) for part in found))
+
+    def _subset(self, scores: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+        """The rows of `scores` that a stage works on: a copy in the workspace, or all of them in place."""
+        if rows is None:
+            return scores
+        return torch.index_select(scores, 0, rows, out=self._workspace.subset[: rows.shape[0]])
+
+
+def _pick(values: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+    return values if rows is None else values.index_select(0, rows)
+
+
+def _join(parts: list[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

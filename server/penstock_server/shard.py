@@ -1,0 +1,193 @@
+"""Puts one shard together from its config, serves until told to stop, and returns the exit code."""
+
+import gc
+import logging
+import os
+import queue
+import signal
+import sys
+from types import FrameType
+
+import torch
+
+from penstock_server import exit_codes, kv_cache, logs, models
+from penstock_server.config import ShardConfig
+from penstock_server.device_thread import DeviceThread
+from penstock_server.engine import Engine, EngineHooks
+from penstock_server.info import ShardFacts, info_response
+from penstock_server.loop import EngineLoop
+from penstock_server.messages import Message, StepDone, Stop
+from penstock_server.models.base import Model
+from penstock_server.models.source import ModelSource
+from penstock_server.parallel import Split, TensorParallel
+from penstock_server.pb.shard.v1 import shard_pb2
+from penstock_server.progress import Progress
+from penstock_server.sampling import Sampler
+from penstock_server.seats import DeviceSeats
+from penstock_server.sizes import blocks_per_seat, plan_limits
+from penstock_server.staging import Staging, StepShape
+from penstock_server.step import StepParts
+from penstock_server.transport import Transport
+from penstock_server.warmup import warm_up
+
+logger = logging.getLogger(__name__)
+
+# How long a thread may hold the interpreter while another waits. Python's 5 ms would delay a step's answer by that.
+SWITCH_INTERVAL_SECONDS = 0.0005
+
+
+def run(config: ShardConfig) -> int:
+    """Serves until told to stop; returns an exit code. What a user can put right is one line in the log."""
+    logs.set_up(config.log_level, config.json_output, config.rank)
+    try:
+        shard = Shard(config)
+    except (ValueError, FileNotFoundError) as error:
+        logger.error("%s", error)  # noqa: TRY400 - a traceback would hide the line that says what to change
+        return exit_codes.BAD_MODEL
+    except Exception:
+        logger.exception("the shard could not start")
+        return exit_codes.FAILED
+    try:
+        return shard.serve()
+    except Exception:
+        logger.exception("the shard failed")
+        return exit_codes.FAILED
+
+
+class Shard:
+    """One rank: the transport thread, the device thread, and the engine loop on the thread that made it."""
+
+    def __init__(self, config: ShardConfig) -> None:
+        """Ready to serve when it returns. Raises ValueError for what the model folder or the config does not allow."""
+        self._config = config
+        self._device = pick_device(config)
+        split = Split(config.rank, config.num_ranks)
+        self._description = models.describe(config.model_path, split, self._device, config.dtype)
+        self._progress = Progress()
+        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._facts = self._shard_facts()
+        self._limits = plan_limits(config, config.num_blocks or 0, self._description.vocab_size)
+        self._transport = Transport(config.socket_path, self._info(ready=False), self._inbox, self._progress)
+        self._thread = DeviceThread()
+        self._engine = self._thread.call(self._start_engine) if self._device.type == "cpu" else self._start_engine()
+        self._warm_up()
+
+    def serve(self) -> int:
+        """Runs the engine loop until it is told to stop; returns the exit code."""
+        signal.signal(signal.SIGTERM, self._on_sigterm)
+        # Everything alive now lives as long as the process: the collector need not look at it again, and from here on
+        # runs only when the loop is idle.
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
+        self._progress.ready = True
+        self._publish("ready", 1.0)
+        logger.info("ready in %d ms: %d blocks", self._progress.elapsed_ms(), self._limits.num_blocks)
+        code = EngineLoop(self._engine, self._inbox, self._config.step_depth, self._progress).run()
+        self._transport.stop()
+        return code
+
+    def _shard_facts(self) -> ShardFacts:
+        spec = self._description.kv_spec
+        return ShardFacts(
+            architecture=self._description.architecture,
+            dtype=str(spec.dtype).removeprefix("torch."),
+            device_type=self._device.type,
+            max_positions=self._description.max_positions,
+            bytes_per_block=kv_cache.bytes_per_block(spec, self._config.tokens_per_block),
+        )
+
+    def _start_engine(self) -> Engine:
+        """On the thread that will run the steps, so that torch has one team of threads."""
+        config, device = self._config, self._device
+        torch.set_num_threads(config.num_threads)
+        parallel = TensorParallel(config.rank, config.num_ranks, config.rendezvous_path, device)
+        source = ModelSource(config.model_path, device, config.dtype, lambda part: self._publish("load", part))
+        model = models.load(source, parallel)
+        self._publish("kv", 0.0)
+        num_blocks = config.num_blocks or self._measure_blocks(parallel)
+        self._limits = plan_limits(config, num_blocks, model.vocab_size)
+        kv = kv_cache.allocate(model.kv_spec, num_blocks, config.tokens_per_block, device)
+        return Engine(self._parts(model, kv, parallel), self._limits, self._hooks(), self._thread)
+
+    def _parts(self, model: Model, kv: kv_cache.KvCache, parallel: TensorParallel) -> StepParts:
+        config, limits, device = self._config, self._limits, self._device
+        largest = StepShape(
+            num_rows=limits.max_rows,
+            num_tokens=limits.max_tokens,
+            num_samples=limits.max_rows,
+            table_width=limits.blocks_per_seat,
+            decode=False,
+        )
+        sampler = None
+        if parallel.rank == 0:
+            sampler = Sampler(limits.num_seats, limits.num_penalty_lanes, limits.vocab_size, device)
+        return StepParts(
+            model=model,
+            kv=kv,
+            seats=DeviceSeats(limits.num_seats, limits.blocks_per_seat, device),
+            sampler=sampler,
+            parallel=parallel,
+            # One entry more than plans in flight: the next step is built while the oldest may still be read.
+            staging=Staging(largest, config.step_depth + 1, device),
+        )
+
+    def _hooks(self) -> EngineHooks:
+        done = StepDone()
+        return EngineHooks(
+            step_done=lambda: self._inbox.put(done),
+            newest_plan_id=lambda: self._transport.service.newest_plan_id,
+            group_failed=end_group,
+        )
+
+    def _warm_up(self) -> None:
+        self._publish("graphs", 0.0)
+        self._batch_invariant = warm_up(self._engine, self._device.type, lambda part: self._publish("graphs", part))
+        # The warm-up has written to the pool; this also makes every page of it resident before the first request.
+        self._engine.fill_kv(float("nan") if self._config.fill_kv_with_nan else 0.0)
+
+    def _measure_blocks(self, parallel: TensorParallel) -> int:
+        """As many blocks as the memory of every rank holds, no more than all seats can use."""
+        useful = self._config.num_seats * blocks_per_seat(self._config.max_seq_len, self._config.tokens_per_block) + 1
+        num_blocks = kv_cache.blocks_that_fit(self._facts.bytes_per_block, useful, self._device)
+        counts = parallel.all_gather(torch.tensor([num_blocks], device=self._device))
+        return int(counts.min().item())
+
+    def _info(self, ready: bool) -> shard_pb2.InfoResponse:
+        invariant = ready and self._batch_invariant
+        return info_response(self._config, self._facts, self._limits, ready, invariant)
+
+    def _publish(self, phase: str, fraction: float) -> None:
+        """Tells whoever waits in Warmup."""
+        ready = phase == "ready"
+        warmup = shard_pb2.WarmupProgress(
+            phase=phase,
+            fraction=fraction,
+            elapsed_ms=self._progress.elapsed_ms(),
+            num_blocks=[self._limits.num_blocks] if ready else [],
+        )
+        self._transport.service.publish(warmup, self._info(ready))
+
+    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
+        self._inbox.put(Stop(exit_codes.OK, "SIGTERM"))
+
+
+def pick_device(config: ShardConfig) -> torch.device:
+    """The device of this rank. Raises ValueError when it is not there."""
+    if config.device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device {config.device!r} is not auto, cpu or cuda")
+    num_gpus = torch.cuda.device_count() if config.device != "cpu" else 0
+    if config.device == "cpu" or (config.device == "auto" and num_gpus == 0):
+        return torch.device("cpu")
+    if config.rank >= num_gpus:
+        raise ValueError(f"rank {config.rank} needs a GPU of its own; this machine shows {num_gpus}")
+    torch.cuda.set_device(config.rank)
+    return torch.device("cuda", config.rank)
+
+
+def end_group(error: Exception) -> None:
+    """A step failed on this rank only: the others wait for it in a collective until this process is gone."""
+    logger.error("a step failed on one of several ranks; the group ends", exc_info=error)
+    logging.shutdown()
+    os._exit(exit_codes.FAILED)

@@ -1,0 +1,87 @@
+"""Runs every step size once before the first request, and probes whether results depend on the rest of the batch."""
+
+from collections.abc import Callable, Iterator
+
+from penstock_server.engine import Engine
+from penstock_server.messages import StepResult
+from penstock_server.plan import Plan, decode_plan
+from penstock_server.plan_encoding import NewSeat, PlanDraft, PlanRow
+from penstock_server.registrations import SeatFlag
+
+PROMPT_TOKENS, SAMPLED_TOKENS = 5, 3
+PROBE_TOKENS = PROMPT_TOKENS + SAMPLED_TOKENS
+PROBE_ROWS = 8
+# Sizes above these run as fast the first time: they are dominated by their work, which has no first-call cost to hide.
+LARGEST_WARM_ROWS = {"cpu": 32, "cuda": 1 << 24}
+LARGEST_WARM_TOKENS = {"cpu": 64, "cuda": 512}
+
+
+def warm_up(engine: Engine, device_type: str, progress: Callable[[float], None]) -> bool:
+    """Leaves the engine clear. Returns whether a row's results were the same, bit for bit, alone and in a batch."""
+    plans = list(_size_plans(engine, device_type))
+    for index, plan in enumerate(plans):
+        engine.warm_up(plan)
+        progress(index / len(plans))
+    engine.clear()
+    invariant = _is_batch_invariant(engine)
+    progress(1.0)
+    return engine.share(invariant)
+
+
+def _size_plans(engine: Engine, device_type: str) -> Iterator[Plan]:
+    """One plan per size, the largest first, because a captured graph's memory serves the smaller ones too."""
+    limits = engine.limits
+    drafts = [
+        PlanDraft(padded_rows=rows, rows=[PlanRow(seat=0, ids=(0,))])
+        for rows in reversed(limits.decode_sizes)
+        if rows <= LARGEST_WARM_ROWS[device_type]
+    ]
+    if limits.max_seq_len > 2 and limits.max_tokens > 1:
+        drafts += [
+            PlanDraft(padded_tokens=tokens, rows=[PlanRow(seat=0, ids=(0, 0))])
+            for tokens in reversed(limits.mixed_sizes)
+            if 2 <= tokens <= LARGEST_WARM_TOKENS[device_type]
+        ]
+    for generation, draft in enumerate(drafts, start=1):
+        if generation > 1:
+            draft.frees.append((0, generation - 1))
+        draft.registrations.append(NewSeat(seat=0, generation=generation, prompt_len=1, max_len=limits.max_seq_len))
+        num_blocks = min(len(draft.rows[0].ids), limits.blocks_per_seat, limits.num_blocks - 1)
+        draft.appends.extend((0, 0, index, index + 1) for index in range(num_blocks))
+        yield decode_plan(generation, draft.encode(), None, limits)
+
+
+def _is_batch_invariant(engine: Engine) -> bool:
+    """Generates with one seat alone, then with the same seat among others, and compares its log-probabilities."""
+    limits = engine.limits
+    blocks_each = -(-PROBE_TOKENS // engine.tokens_per_block)
+    num_rows = min(
+        PROBE_ROWS, limits.max_rows, (limits.num_blocks - 1) // blocks_each, limits.max_tokens // PROMPT_TOKENS
+    )
+    if num_rows < 2 or limits.max_seq_len < PROBE_TOKENS:
+        return False
+    alone, together = _generate(engine, 1, blocks_each), _generate(engine, num_rows, blocks_each)
+    return all(a.logprobs == b.logprobs[:4] for a, b in zip(alone, together, strict=True))
+
+
+def _generate(engine: Engine, num_rows: int, blocks_each: int) -> list[StepResult]:
+    limits = engine.limits
+    seats = range(num_rows)
+    first = PlanDraft(
+        registrations=[
+            NewSeat(seat, 1, PROMPT_TOKENS, PROBE_TOKENS, SeatFlag.LOGPROBS | SeatFlag.RAW_LOGPROBS) for seat in seats
+        ],
+        appends=[
+            (seat, 0, index, 1 + seat * blocks_each + index) for seat in seats for index in range(blocks_each)
+        ],
+        rows=[
+            PlanRow(seat, ids=tuple((seat + 3 * position + 1) % limits.vocab_size for position in range(PROMPT_TOKENS)))
+            for seat in seats
+        ],
+    )  # fmt: skip
+    following = PlanDraft(rows=[PlanRow(seat) for seat in seats])
+    results = []
+    for plan_id, draft in enumerate([first, *[following] * (SAMPLED_TOKENS - 1)], start=1):
+        results.append(engine.collect(engine.launch(decode_plan(plan_id, draft.encode(), None, limits))))
+    engine.clear()
+    return results

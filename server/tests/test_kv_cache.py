@@ -1,0 +1,36 @@
+"""Size and contents of the KV pool."""
+
+import pytest
+import torch
+
+from penstock_server import kv_cache
+from penstock_server.models.base import KvSpec
+
+SPEC = KvSpec(num_layers=3, num_kv_heads=2, head_dim=8, dtype=torch.bfloat16)
+CPU = torch.device("cpu")
+
+
+def test_a_pool_has_the_bytes_it_promises():
+    pool = kv_cache.allocate(SPEC, num_blocks=5, tokens_per_block=4, device=CPU)
+    tensors = [*pool.keys, *pool.values]
+    assert {tensor.shape for tensor in tensors} == {(5, 4, 2, 8)}
+    assert sum(tensor.nbytes for tensor in tensors) == 5 * kv_cache.bytes_per_block(SPEC, 4)
+    assert not any(tensor.any() for tensor in tensors)
+
+
+def test_fill_reaches_every_slot_of_every_block():
+    pool = kv_cache.allocate(SPEC, 5, 4, CPU)
+    pool.fill(float("nan"))
+    assert all(tensor.isnan().all() for tensor in (*pool.keys, *pool.values))
+
+
+def test_blocks_that_fit_leave_memory_and_are_no_more_than_useful(monkeypatch):
+    monkeypatch.setattr(kv_cache, "available_memory_bytes", lambda: 1000)
+    assert kv_cache.blocks_that_fit(10, 10_000, CPU) == 50
+    assert kv_cache.blocks_that_fit(10, 7, CPU) == 7
+    with pytest.raises(ValueError, match="no memory for a KV cache: 500 bytes free, one block takes 400"):
+        kv_cache.blocks_that_fit(400, 7, CPU)
+
+
+def test_available_memory_is_known():
+    assert 0 < kv_cache.available_memory_bytes() < 1 << 50

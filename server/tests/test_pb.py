@@ -1,0 +1,60 @@
+"""The checked-in stubs are what the proto files say, and cost nothing to import."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import grpc_tools
+from google.protobuf import descriptor_pb2
+from grpc_tools import protoc
+
+import penstock_server
+from penstock_server.pb.shard.v1 import shard_pb2, shard_pb2_grpc
+from penstock_server.row_status import RowStatus
+
+SERVER = Path(penstock_server.__file__).parent.parent
+PROTO = SERVER.parent / "proto"
+
+
+def test_the_stubs_are_those_of_the_proto_file(tmp_path):
+    """Compares the compiled descriptors: the tools' own version does not matter."""
+    output = tmp_path / "descriptors"
+    includes = [f"--proto_path={PROTO}", f"--proto_path={Path(grpc_tools.__file__).parent / '_proto'}"]
+    arguments = ["protoc", *includes, f"--descriptor_set_out={output}", "shard/v1/shard.proto"]
+    assert protoc.main(arguments) == 0
+    (expected,) = descriptor_pb2.FileDescriptorSet.FromString(output.read_bytes()).file
+    actual = descriptor_pb2.FileDescriptorProto.FromString(shard_pb2.DESCRIPTOR.serialized_pb)
+    assert without_json_names(actual) == without_json_names(expected), "run `make proto`"
+    methods = {method.name for method in expected.service[0].method}
+    assert {name for name in vars(shard_pb2_grpc.ShardServicer) if not name.startswith("_")} == methods
+
+
+def without_json_names(file):
+    """Protoc writes them, its Python plugin does not."""
+    for message in file.message_type:
+        for field in message.field:
+            field.ClearField("json_name")
+    return file
+
+
+def test_the_stubs_are_made_by_the_oldest_supported_tools():
+    script = (SERVER / "generate_stubs.py").read_text()
+    assert f'OLDEST_GRPCIO_TOOLS = "{shard_pb2_grpc.GRPC_GENERATED_VERSION}"' in script
+
+
+def test_the_stubs_import_neither_torch_nor_the_engine():
+    program = (
+        "import sys, penstock_server.pb.shard.v1.shard_pb2_grpc; "
+        "print(*(name for name in sys.modules if name == 'torch' or name.startswith('penstock_server')))"
+    )
+    environment = {"PYTHONPATH": str(SERVER), "PATH": ""}
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, check=True, text=True
+    )
+    assert all(name.startswith("penstock_server.pb") for name in result.stdout.split()[1:])
+    assert result.stdout.split()[0] == "penstock_server"
+
+
+def test_row_statuses_have_the_numbers_of_the_proto_file():
+    numbers = {f"ROW_STATUS_{status.name}": status.value for status in RowStatus}
+    assert {"ROW_STATUS_UNSPECIFIED": 0, **numbers} == dict(shard_pb2.RowStatus.items())

@@ -1,0 +1,351 @@
+"""The sampler: stages by seat, penalty lanes over steps, the same tokens in any batch, no waiting for the device."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.generation import logits_process as reference
+
+from penstock_server.registrations import NUM_WORDS, SeatFlag, SeatRegistrations, Word
+from penstock_server.sampling import Sampler, SampleRows
+from penstock_server.seat_params import EditTable, ragged_index
+
+CPU = torch.device("cpu")
+INF, NAN = torch.inf, torch.nan
+VOCAB = 301  # odd, so that rows begin at every alignment
+PROMPT_LEN = 4
+
+
+@dataclass
+class Request:
+    """What a test registers; the defaults are those of a greedy request."""
+
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    typical_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 1
+    fork: int = 0
+    lane: int = -1
+    repetition: float = 1.0
+    frequency: float = 0.0
+    presence: float = 0.0
+    logprobs: bool = False
+    raw: bool = False
+    num_top: int = 0
+    min_new: int = 0
+    bias: dict[int, float] = field(default_factory=dict)
+    banned: tuple[int, ...] = ()
+    min_length_ids: tuple[int, ...] = ()
+    history: tuple[int, ...] = ()
+    num_generated: int = 0
+
+    def words(self, seat: int) -> np.ndarray:
+        """The fixed part of the record, int32 [NUM_WORDS]."""
+        flags = SeatFlag.DO_SAMPLE * self.do_sample | SeatFlag.LOGPROBS * self.logprobs
+        words = np.zeros(NUM_WORDS, np.int32)
+        floats = words.view(np.float32)
+        words[Word.SEAT], words[Word.GENERATION], words[Word.MODE] = seat, 1, 1
+        words[Word.PROMPT_LEN], words[Word.MAX_LEN] = PROMPT_LEN, 100
+        words[Word.FLAGS] = flags | SeatFlag.RAW_LOGPROBS * self.raw
+        words[[Word.SEED_LOW, Word.SEED_HIGH]] = np.array([self.seed], np.uint64).view(np.int32)
+        words[Word.PENALTY_LANE], words[Word.FORK] = self.lane, self.fork
+        words[Word.TOP_K], words[Word.NUM_TOP_LOGPROBS] = self.top_k, self.num_top
+        words[Word.MIN_NEW_TOKENS], words[Word.NUM_GENERATED] = self.min_new, self.num_generated
+        floats[Word.TEMPERATURE], floats[Word.TOP_P], floats[Word.MIN_P] = self.temperature, self.top_p, self.min_p
+        floats[Word.TYPICAL_P], floats[Word.REPETITION_PENALTY] = self.typical_p, self.repetition
+        floats[Word.FREQUENCY_PENALTY], floats[Word.PRESENCE_PENALTY] = self.frequency, self.presence
+        words[Word.NUM_BIAS], words[Word.NUM_BANNED] = len(self.bias), len(self.banned)
+        words[Word.NUM_MIN_LENGTH_IDS], words[Word.NUM_HISTORY] = len(self.min_length_ids), len(self.history)
+        return words
+
+
+def registrations(requests: dict[int, Request]) -> SeatRegistrations:
+    """Records of the requests by seat."""
+
+    def flat(lists, dtype=np.int32):
+        return np.array([value for values in lists for value in values], dtype)
+
+    every = requests.values()
+    return SeatRegistrations(
+        words=np.stack([request.words(seat) for seat, request in requests.items()]),
+        bias_ids=flat(request.bias.keys() for request in every),
+        bias_values=flat((request.bias.values() for request in every), np.float32),
+        banned_ids=flat(request.banned for request in every),
+        min_length_ids=flat(request.min_length_ids for request in every),
+        history_ids=flat(request.history for request in every),
+    )
+
+
+def sampler_of(requests: list[Request] | dict[int, Request], num_seats: int = 80, vocab: int = VOCAB) -> Sampler:
+    sampler = Sampler(num_seats, 40, vocab, CPU)
+    sampler.register(registrations(requests if isinstance(requests, dict) else dict(enumerate(requests))))
+    return sampler
+
+
+def rows_of(seats: list[int], position: int = PROMPT_LEN) -> SampleRows:
+    host = np.array(seats, np.int64)
+    return SampleRows(torch.from_numpy(host.copy()), torch.full((len(seats),), position), host)
+
+
+def random_logits(num_rows: int, vocab: int = VOCAB, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn((num_rows, vocab), generator=generator) * 3
+
+
+def mixture(count: int) -> list[Request]:
+    """Requests of every kind, in turn."""
+    kinds = [
+        {},
+        {"do_sample": True},
+        {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.9},
+        {"repetition": 1.3, "history": (1, 2, 3, 4)},
+        {"do_sample": True, "min_p": 0.05, "typical_p": 0.9, "logprobs": True, "num_top": 3},
+        {"frequency": 0.5, "presence": 0.2, "history": (5, 6, 7, 8, 8), "num_generated": 1, "logprobs": True},
+        {"do_sample": True, "bias": {3: 5.0, 9: -2.0}, "banned": (0, 1), "raw": True, "logprobs": True, "num_top": 5},
+        {"min_length_ids": (2, 9), "min_new": 3},
+        {"do_sample": True, "top_p": 0.5, "repetition": 1.1, "frequency": 0.1, "history": (9, 9, 9, 9)},
+    ]
+    kinds = [kinds[index % len(kinds)] for index in range(count)]
+    lanes = np.cumsum(["history" in kind for kind in kinds]) - 1
+    return [
+        Request(seed=1000 + index, lane=int(lanes[index]) if "history" in kind else -1, **kind)
+        for index, kind in enumerate(kinds)
+    ]
+
+
+def test_greedy_equals_argmax_and_leaves_the_logits():
+    logits = random_logits(5)
+    before = logits.clone()
+    output = sampler_of([Request()] * 5).sample(logits, rows_of([0, 1, 2, 3, 80]))
+    assert torch.equal(output.ids, logits.argmax(1))
+    assert not output.bad.any()
+    assert output.logprobs is None
+    sampler_of(mixture(18)).sample(logits, rows_of([4, 3, 2, 6, 8]))
+    assert torch.equal(logits, before)
+
+
+@pytest.mark.parametrize("size", [9, 31, 64, 70])
+def test_a_request_gets_the_same_tokens_alone_and_in_any_batch(size):
+    """Over five steps, so that what lanes counted matters; padding, order and slices of the batch differ."""
+    requests, logits = mixture(size), [random_logits(size, seed=step) for step in range(5)]
+    crowd, order = sampler_of(requests), np.random.default_rng(size).permutation(size)
+    crowded = []
+    for step in range(5):
+        padded = torch.cat((logits[step][order], torch.full((3, VOCAB), NAN)))
+        crowded.append(crowd.sample(padded, rows_of([*order, 80, 80, 80], PROMPT_LEN + step)))
+    for index in range(min(size, 18)):
+        alone = sampler_of({7: requests[index]})
+        row = int(np.flatnonzero(order == index)[0])
+        for step in range(5):
+            output = alone.sample(logits[step][index : index + 1], rows_of([7], PROMPT_LEN + step))
+            assert output.ids[0] == crowded[step].ids[row]
+            num_top = output.num_top[0]
+            assert num_top == requests[index].num_top
+            if requests[index].logprobs:
+                found, expected = output.logprobs, crowded[step].logprobs
+                assert torch.equal(found.chosen[0], expected.chosen[row])
+                assert torch.equal(found.top_ids[0, :num_top], expected.top_ids[row, :num_top])
+                assert torch.equal(found.top[0, :num_top], expected.top[row, :num_top])
+
+
+def test_seed_fork_and_position_change_the_tokens_and_nothing_else_does():
+    logits = torch.zeros((1, VOCAB))
+
+    def tokens(sampler: Sampler, seat: int) -> list[int]:
+        return [int(sampler.sample(logits, rows_of([seat], position)).ids[0]) for position in range(4, 20)]
+
+    requests = [Request(do_sample=True, seed=seed, fork=fork) for seed in (5, 6, 5 << 32) for fork in (0, 1)]
+    series = [tokens(sampler_of(requests), seat) for seat in range(6)]
+    assert len({tuple(ids) for ids in series}) == 6
+    assert all(len(set(ids)) > 8 for ids in series)
+    assert tokens(sampler_of({33: requests[0]}), 33) == series[0]
+
+
+def test_20000_draws_through_the_sampler_follow_the_warped_probabilities():
+    logits = torch.linspace(2, -3, 40)
+    requests = [Request(do_sample=True, temperature=0.8, top_k=30, seed=seed) for seed in range(32)]
+    sampler, counts = sampler_of(requests, vocab=40), torch.zeros(40, dtype=torch.int64)
+    for position in range(625):
+        output = sampler.sample(logits.expand(32, -1), rows_of(list(range(32)), position))
+        counts += torch.bincount(output.ids, minlength=40)
+    assert counts.sum() == 20_000
+    assert not counts[30:].any()
+    expected = torch.softmax(logits[:30].double() / 0.8, 0) * 20_000
+    assert stats.chisquare(counts[:30].numpy(), expected.numpy()).pvalue > 1e-4
+
+
+def test_penalties_follow_a_naive_count_over_steps():
+    """Greedy with all three penalties; a registration that brings half of the answer continues like the original."""
+    prompt, generated = [3, 3, 8, 12], []
+    logits = [random_logits(1, seed=step) * 0.5 for step in range(12)]
+
+    def naive(row: torch.Tensor) -> int:
+        row = reference.RepetitionPenaltyLogitsProcessor(1.4)(torch.tensor([prompt + generated]), row[None])[0].clone()
+        for token in set(generated):
+            row[token] = row[token] - generated.count(token) * 0.75 - 0.5
+        return int(row.argmax())
+
+    # Steps repeat their logits in pairs, so that a token is wanted again.
+    request = {"lane": 2, "repetition": 1.4, "frequency": 0.75, "presence": 0.5}
+    sampler = sampler_of({5: Request(**request, history=(3, 3, 8, 12))})
+    for step in range(12):
+        expected = naive(logits[step // 3][0])
+        found = int(sampler.sample(logits[step // 3], rows_of([5], PROMPT_LEN + step)).ids[0])
+        assert found == expected
+        generated.append(found)
+        if step == 5:
+            sampler.release(np.array([5]))
+            history = (*prompt, *generated)
+            sampler.register(registrations({9: Request(lane=0, history=(1,), repetition=2.0)}))
+            sampler = sampler_of({5: Request(**{**request, "lane": 39}, history=history, num_generated=len(generated))})
+    assert len(set(generated)) > 4
+
+
+def test_a_lane_given_to_another_request_starts_afresh_and_a_released_seat_touches_no_lane():
+    sampler, logits = sampler_of({0: Request(lane=0, repetition=5.0)}), torch.ones((1, VOCAB))
+    assert [int(sampler.sample(logits, rows_of([0])).ids[0]) for _ in range(3)] == [0, 1, 2]
+    sampler.release(np.array([0]))
+    sampler.register(registrations({1: Request(lane=0, repetition=5.0, history=(0,))}))
+    both = sampler.sample(logits.expand(2, -1), rows_of([0, 1]))
+    assert both.ids.tolist() == [0, 1]
+    assert sampler.sample(logits, rows_of([1])).ids.tolist() == [2]
+    sampler.clear()
+    assert sampler.sample(logits, rows_of([1])).ids.tolist() == [0]
+
+
+def test_bias_bans_and_minimum_length():
+    logits = torch.zeros((3, VOCAB))
+    logits[:, 10], logits[:, 20], logits[:, 30] = 3, 2, 1
+    requests = [
+        Request(bias={30: 2.5, 0: -100.0, 77: 0.0}),
+        Request(banned=(10, 20)),
+        Request(min_length_ids=(10,), min_new=2, banned=(20,)),
+    ]
+    sampler = sampler_of(requests)
+    answers = [sampler.sample(logits, rows_of([0, 1, 2], position)).ids.tolist() for position in (4, 5, 6, 7)]
+    assert answers == [[30, 30, 30], [30, 30, 30], [30, 30, 10], [30, 30, 10]]
+    banned = reference.MinNewTokensLengthLogitsProcessor(PROMPT_LEN, 2, [10])
+    for length, expected in ((4, True), (5, True), (6, False)):
+        assert (banned(torch.zeros((1, length)), logits[2:])[0, 10] == -INF) == expected
+
+
+def test_a_wider_list_of_edits_keeps_the_narrower_ones():
+    table = EditTable(3, CPU)
+    table.write(torch.tensor([0]), np.array([1]), np.array([5], np.int32), -2.0)
+    table.write(torch.tensor([2]), np.array([7]), np.arange(7, dtype=np.int32), np.arange(7, dtype=np.float32))
+    assert table.ids[0, 0] == 5
+    assert table.values[0].tolist() == [-2.0] + [0.0] * 6
+    assert table.values[0, 1:].signbit().all()
+    assert table.values[2].tolist() == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_ragged_index_names_list_and_place():
+    record, entry = ragged_index(np.array([2, 0, 3]))
+    assert record.tolist() == [0, 0, 2, 2, 2]
+    assert entry.tolist() == [0, 1, 0, 1, 2]
+
+
+def test_logprobs_raw_and_warped():
+    logits = random_logits(4)
+    settings = {"do_sample": True, "temperature": 0.5, "top_k": 5, "logprobs": True, "num_top": 4}
+    greedy = Request(logprobs=True, lane=0, repetition=1.5, history=(1, 2, 3, 4))
+    requests = [Request(**settings), Request(**settings, raw=True), greedy, Request()]
+    output = sampler_of(requests).sample(logits, rows_of([0, 1, 2, 3]))
+    penalised = reference.RepetitionPenaltyLogitsProcessor(1.5)(torch.tensor([[1, 2, 3, 4]]), logits[2:3])[0]
+    top5 = logits[0].topk(5)
+    warped = torch.full((VOCAB,), -INF).scatter(0, top5.indices, top5.values / 0.5)
+    sources = [warped, logits[1], penalised]
+    assert output.num_top.tolist() == [4, 4, 0, 0]
+    for row, source in enumerate(sources):
+        logs = torch.log_softmax(source, 0)
+        torch.testing.assert_close(output.logprobs.chosen[row], logs[output.ids[row]], atol=1e-5, rtol=0)
+        best = logs.topk(4)
+        if output.num_top[row]:
+            assert torch.equal(output.logprobs.top_ids[row], best.indices)
+            torch.testing.assert_close(output.logprobs.top[row], best.values, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("poison", [NAN, INF, -INF])
+def test_a_bad_row_is_flagged_and_harms_no_other(poison):
+    requests = mixture(36)
+    seats, clean, dirty = list(range(36)), sampler_of(requests), sampler_of(requests)
+    for step in range(3):
+        logits = random_logits(36, seed=step)
+        spoilt = logits.clone()
+        spoilt[3:12] = poison
+        expected, found = clean.sample(logits, rows_of(seats)), dirty.sample(spoilt, rows_of(seats))
+        good = torch.ones(36, dtype=torch.bool)
+        good[3:12] = False
+        assert torch.equal(found.bad, ~good)
+        assert torch.equal(found.ids[good], expected.ids[good])
+        assert not found.ids[3:12].any()
+        assert torch.equal(found.logprobs.chosen[good], expected.logprobs.chosen[good])
+
+
+@pytest.mark.parametrize("kind", range(9))
+def test_a_single_nan_is_found_wherever_it_hides(kind):
+    request, logits = mixture(9)[kind], random_logits(2)
+    logits[0, 1] = NAN  # banned in some requests
+    output = sampler_of({0: request, 1: Request()}).sample(logits, rows_of([0, 1]))
+    assert output.bad.tolist() == [True, False]
+
+
+def test_a_row_with_everything_banned_is_bad():
+    output = sampler_of([Request(banned=tuple(range(VOCAB)))]).sample(random_logits(1), rows_of([0]))
+    assert output.bad.tolist() == [True]
+    assert output.ids.tolist() == [0]
+
+
+class Watch(TorchDispatchMode):
+    """Records every operation, and refuses those that wait for a device or whose shapes depend on data."""
+
+    FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name not in self.FORBIDDEN, f"{name} waits for the device"
+        if name.startswith("index") or name.startswith("_index"):
+            tensors = [item for arg in args for item in (arg if isinstance(arg, list) else [arg])][1:]
+            assert not any(isinstance(item, torch.Tensor) and item.dtype == torch.bool for item in tensors[:1]), name
+        self.operations.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def operations(requests: list[Request]) -> list[str]:
+    sampler, logits = sampler_of(requests), random_logits(len(requests))
+    rows = rows_of(list(range(len(requests))))
+    sampler.sample(logits, rows)  # constants are made on first use
+    with Watch() as watch:
+        sampler.sample(logits, rows)
+    return watch.operations
+
+
+def test_sampling_waits_for_nothing_and_dispatches_the_same_operations_at_every_size():
+    settings = {"do_sample": True, "temperature": 0.7, "top_k": 9, "top_p": 0.9, "min_p": 0.01, "typical_p": 0.95}
+    everything = {**settings, "bias": {1: 2.0}, "min_length_ids": (1,), "min_new": 2, "logprobs": True, "num_top": 2}
+    for options in ({}, {"do_sample": True}, settings, everything, {**everything, "raw": True}):
+        sizes = [operations([Request(**options, lane=row) for row in range(size)]) for size in (1, 8, 32)]
+        assert sizes[0] == sizes[1] == sizes[2]
+    penalties = {"repetition": 1.2, "frequency": 0.1, "presence": 0.1}
+    sizes = [operations([Request(lane=row, **everything, **penalties) for row in range(size)]) for size in (1, 8, 32)]
+    assert sizes[0] == sizes[1] == sizes[2]
+    mixtures = [operations(mixture(9) * times) for times in (1, 2, 3)]
+    assert len({len(names) for names in mixtures}) == 1
+
+
+def test_a_greedy_step_is_four_operations_and_stages_that_nobody_needs_are_not_launched():
+    assert len(operations([Request()] * 8)) <= 6
+    names = operations([Request(do_sample=True)] * 8)
+    assert names.count("_softmax") + names.count("softmax") == 1
+    assert not {"div_", "topk", "scatter_add_", "log_softmax"} & set(names)
+    assert operations([Request(lane=3)] * 8) == operations([Request()] * 8)

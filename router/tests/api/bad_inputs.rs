@@ -59,7 +59,7 @@ async fn bodies_that_are_no_requests() {
         }
         let fits = format!(
             "{{\"inputs\": 1, \"messages\": 1, \"x\": \"{}\"}}",
-            "x".repeat(1964)
+            "x".repeat(1963)
         );
         assert_eq!(fits.len(), 2000);
         let reply = world.post_text(path, &fits).await;
@@ -67,7 +67,28 @@ async fn bodies_that_are_no_requests() {
         let reply = world.post_text(path, &format!("{fits} ")).await;
         lines.push(line(&format!("{path}, 2001 bytes"), &reply));
     }
-    insta::assert_snapshot!(lines.join("\n"), @"");
+    insta::assert_snapshot!(lines.join("\n"), @r#"
+/generate, cut off => 400 {"error":"the body is not valid JSON: EOF while parsing a string at line 1 column 13","error_type":"validation"}
+/generate, no JSON => 400 {"error":"the body is not valid JSON: expected value at line 1 column 1","error_type":"validation"}
+/generate, empty => 400 {"error":"the body is not valid JSON: EOF while parsing a value at line 1 column 0","error_type":"validation"}
+/generate, two values => 400 {"error":"the body is not valid JSON: trailing characters at line 1 column 33","error_type":"validation"}
+/generate, a list => 422 {"error":"Input validation error: `[0]`: invalid type: integer `1`, expected a string","error_type":"validation"}
+/generate, nothing in it => 422 {"error":"Input validation error: missing field `inputs`","error_type":"validation"}
+/generate, no content type => 415 {"error":"the header `Content-Type` must be application/json. Given: none","error_type":"validation"}
+/generate, a form => 415 {"error":"the header `Content-Type` must be application/json. Given: \"application/x-www-form-urlencoded\"","error_type":"validation"}
+/generate, 2000 bytes => 422 {"error":"Input validation error: `inputs`: invalid type: integer `1`, expected a string","error_type":"validation"}
+/generate, 2001 bytes => 413 {"error":"the body must have <= 2000 bytes (--payload-limit)","error_type":"validation"}
+/v1/chat/completions, cut off => 400 {"error":{"message":"the body is not valid JSON: EOF while parsing a string at line 1 column 13","type":"invalid_request_error","param":null,"code":"malformed_json","http_status_code":400},"error_type":"validation"}
+/v1/chat/completions, no JSON => 400 {"error":{"message":"the body is not valid JSON: expected value at line 1 column 1","type":"invalid_request_error","param":null,"code":"malformed_json","http_status_code":400},"error_type":"validation"}
+/v1/chat/completions, empty => 400 {"error":{"message":"the body is not valid JSON: EOF while parsing a value at line 1 column 0","type":"invalid_request_error","param":null,"code":"malformed_json","http_status_code":400},"error_type":"validation"}
+/v1/chat/completions, two values => 400 {"error":{"message":"the body is not valid JSON: trailing characters at line 1 column 33","type":"invalid_request_error","param":null,"code":"malformed_json","http_status_code":400},"error_type":"validation"}
+/v1/chat/completions, a list => 400 {"error":{"message":"Input validation error: `[0]`: invalid type: integer `1`, expected a string","type":"invalid_request_error","param":"[0]","code":"invalid_type","http_status_code":400},"error_type":"validation"}
+/v1/chat/completions, nothing in it => 400 {"error":{"message":"Input validation error: missing field `messages`","type":"invalid_request_error","param":"messages","code":"invalid_type","http_status_code":400},"error_type":"validation"}
+/v1/chat/completions, no content type => 415 {"error":{"message":"the header `Content-Type` must be application/json. Given: none","type":"invalid_request_error","param":"Content-Type","code":"unsupported_media_type","http_status_code":415},"error_type":"validation"}
+/v1/chat/completions, a form => 415 {"error":{"message":"the header `Content-Type` must be application/json. Given: \"application/x-www-form-urlencoded\"","type":"invalid_request_error","param":"Content-Type","code":"unsupported_media_type","http_status_code":415},"error_type":"validation"}
+/v1/chat/completions, 2000 bytes => 400 {"error":{"message":"Input validation error: `messages`: invalid type: integer `1`, expected a list","type":"invalid_request_error","param":"messages","code":"invalid_type","http_status_code":400},"error_type":"validation"}
+/v1/chat/completions, 2001 bytes => 413 {"error":{"message":"the body must have <= 2000 bytes (--payload-limit)","type":"invalid_request_error","param":null,"code":"payload_too_large","http_status_code":413},"error_type":"validation"}
+"#);
 }
 
 #[tokio::test]
@@ -86,21 +107,21 @@ async fn wrong_types_name_the_field() {
         json!({"logit_bias": {"1": "a"}}),
     ];
     insta::assert_snapshot!(generate(&world, &cases).await, @r#"
-{"temperature":"hot"} => 422 {"error":"Input validation error: `parameters.temperature`: invalid type: string \"hot\", expected f64 at line 1 column 47","error_type":"validation"}
-{"max_new_tokens":1.5} => 422 {"error":"Input validation error: `parameters.max_new_tokens`: invalid type: floating point `1.5`, expected i64 at line 1 column 48","error_type":"validation"}
-{"max_new_tokens":true} => 422 {"error":"Input validation error: `parameters.max_new_tokens`: invalid type: boolean `true`, expected i64 at line 1 column 49","error_type":"validation"}
-{"seed":-1} => 422 {"error":"Input validation error: `parameters.seed`: invalid value: integer `-1`, expected u64 at line 1 column 37","error_type":"validation"}
-{"stop":"a"} => 422 {"error":"Input validation error: `parameters.stop`: invalid type: string \"a\", expected a sequence at line 1 column 38","error_type":"validation"}
-{"stop":["a",1]} => 422 {"error":"Input validation error: `parameters.stop[1]`: invalid type: integer `1`, expected a string at line 1 column 41","error_type":"validation"}
-{"do_sample":1} => 422 {"error":"Input validation error: `parameters.do_sample`: invalid type: integer `1`, expected a boolean at line 1 column 41","error_type":"validation"}
-{"details":"yes"} => 422 {"error":"Input validation error: `parameters.details`: invalid type: string \"yes\", expected a boolean at line 1 column 43","error_type":"validation"}
-{"logit_bias":[1]} => 422 {"error":"Input validation error: `parameters.logit_bias`: invalid type: sequence, expected a map at line 1 column 41","error_type":"validation"}
-{"logit_bias":{"1":"a"}} => 422 {"error":"Input validation error: `parameters.logit_bias.1`: invalid type: string \"a\", expected f64 at line 1 column 49","error_type":"validation"}
+{"temperature":"hot"} => 422 {"error":"Input validation error: `parameters.temperature`: invalid type: string \"hot\", expected a number","error_type":"validation"}
+{"max_new_tokens":1.5} => 422 {"error":"Input validation error: `parameters.max_new_tokens`: invalid type: floating point `1.5`, expected an integer","error_type":"validation"}
+{"max_new_tokens":true} => 422 {"error":"Input validation error: `parameters.max_new_tokens`: invalid type: boolean `true`, expected an integer","error_type":"validation"}
+{"seed":-1} => 422 {"error":"Input validation error: `parameters.seed`: invalid value: integer `-1`, expected an integer from 0 to 18446744073709551615","error_type":"validation"}
+{"stop":"a"} => 422 {"error":"Input validation error: `parameters.stop`: invalid type: string \"a\", expected a list","error_type":"validation"}
+{"stop":["a",1]} => 422 {"error":"Input validation error: `parameters.stop[1]`: invalid type: integer `1`, expected a string","error_type":"validation"}
+{"do_sample":1} => 422 {"error":"Input validation error: `parameters.do_sample`: invalid type: integer `1`, expected a boolean","error_type":"validation"}
+{"details":"yes"} => 422 {"error":"Input validation error: `parameters.details`: invalid type: string \"yes\", expected a boolean","error_type":"validation"}
+{"logit_bias":[1]} => 422 {"error":"Input validation error: `parameters.logit_bias`: invalid type: list, expected an object","error_type":"validation"}
+{"logit_bias":{"1":"a"}} => 422 {"error":"Input validation error: `parameters.logit_bias.1`: invalid type: string \"a\", expected a number","error_type":"validation"}
 "#);
     let reply = world.post("/generate", json!({"inputs": ["a"]})).await;
     insta::assert_snapshot!(reply.show(), @r#"
 422
-{"error":"Input validation error: `inputs`: invalid type: sequence, expected a string at line 1 column 10","error_type":"validation"}
+{"error":"Input validation error: `inputs`: invalid type: list, expected a string","error_type":"validation"}
 "#);
     // Null is absent, as clients that send every field have it.
     let nulls = json!({"inputs": "a", "parameters": {"max_new_tokens": 1, "temperature": null, "stop": null, "grammar": null}});
@@ -343,7 +364,7 @@ async fn openai_requests() {
     }
     insta::assert_snapshot!(lines.join("\n"), @r#"
 chat {"messages":[]} => 400 {"error":{"message":"Input validation error: `messages` must have >= 1 message. Given: 0","type":"invalid_request_error","param":"messages","code":"invalid_value","http_status_code":400},"error_type":"validation"}
-chat {"messages":"a"} => 400 {"error":{"message":"Input validation error: `messages`: invalid type: string \"a\", expected a sequence at line 1 column 15","type":"invalid_request_error","param":"messages","code":"invalid_type","http_status_code":400},"error_type":"validation"}
+chat {"messages":"a"} => 400 {"error":{"message":"Input validation error: `messages`: invalid type: string \"a\", expected a list","type":"invalid_request_error","param":"messages","code":"invalid_type","http_status_code":400},"error_type":"validation"}
 chat {"messages":[{"content":"a"}]} => 400 {"error":{"message":"Input validation error: `messages[0].role` must be a string. Given: nothing","type":"invalid_request_error","param":"messages[0].role","code":"invalid_type","http_status_code":400},"error_type":"validation"}
 chat {"messages":[{"role":"user"}]} => 400 {"error":{"message":"Input validation error: `messages[0].content` must be a string or a list of parts. Given: nothing","type":"invalid_request_error","param":"messages[0].content","code":"invalid_type","http_status_code":400},"error_type":"validation"}
 chat {"messages":[{"role":"user","content":1}]} => 400 {"error":{"message":"Input validation error: `messages[0].content` must be a string or a list of parts. Given: a number","type":"invalid_request_error","param":"messages[0].content","code":"invalid_type","http_status_code":400},"error_type":"validation"}
@@ -356,7 +377,7 @@ chat {"temperature":-1} => 400 {"error":{"message":"Input validation error: `tem
 chat {"n":0} => 400 {"error":{"message":"Input validation error: `n` must be strictly positive (>= 1). Given: 0","type":"invalid_request_error","param":"n","code":"invalid_value","http_status_code":400},"error_type":"validation"}
 chat {"n":1} => 200
 chat {"n":2} => 400 {"error":{"message":"Input validation error: `n` is not supported yet","type":"invalid_request_error","param":"n","code":"invalid_value","http_status_code":400},"error_type":"validation"}
-chat {"stop":1} => 400 {"error":{"message":"Input validation error: `stop`: a string or a list of strings at line 1 column 68","type":"invalid_request_error","param":"stop","code":"invalid_type","http_status_code":400},"error_type":"validation"}
+chat {"stop":1} => 400 {"error":{"message":"Input validation error: `stop`: expected a string or a list of strings","type":"invalid_request_error","param":"stop","code":"invalid_type","http_status_code":400},"error_type":"validation"}
 chat {"stop":["a","b","c"]} => 400 {"error":{"message":"Input validation error: `stop` supports up to 2 stop sequences. Given: 3","type":"invalid_request_error","param":"stop","code":"invalid_value","http_status_code":400},"error_type":"validation"}
 chat {"top_logprobs":1} => 400 {"error":{"message":"Input validation error: `top_logprobs` needs `logprobs`: true","type":"invalid_request_error","param":"top_logprobs","code":"invalid_value","http_status_code":400},"error_type":"validation"}
 chat {"logprobs":true,"top_logprobs":6} => 400 {"error":{"message":"Input validation error: `top_logprobs` must be >= 0 and <= 5. Given: 6","type":"invalid_request_error","param":"top_logprobs","code":"invalid_value","http_status_code":400},"error_type":"validation"}
@@ -364,14 +385,14 @@ chat {"tools":[{}]} => 400 {"error":{"message":"Input validation error: `tools` 
 chat {"tools":[{}],"tool_choice":"none"} => 200
 chat {"response_format":{"type":"json_object"}} => 400 {"error":{"message":"Input validation error: `response_format` is not supported yet","type":"invalid_request_error","param":"response_format","code":"invalid_value","http_status_code":400},"error_type":"validation"}
 chat {"response_format":{"type":"text"}} => 200
-chat {"stream_options":{"include_usage":"x"}} => 400 {"error":{"message":"Input validation error: `stream_options.include_usage`: invalid type: string \"x\", expected a boolean at line 1 column 96","type":"invalid_request_error","param":"stream_options.include_usage","code":"invalid_type","http_status_code":400},"error_type":"validation"}
-chat {"model":1} => 400 {"error":{"message":"Input validation error: `model`: invalid type: integer `1`, expected a string at line 1 column 68","type":"invalid_request_error","param":"model","code":"invalid_type","http_status_code":400},"error_type":"validation"}
+chat {"stream_options":{"include_usage":"x"}} => 400 {"error":{"message":"Input validation error: `stream_options.include_usage`: invalid type: string \"x\", expected a boolean","type":"invalid_request_error","param":"stream_options.include_usage","code":"invalid_type","http_status_code":400},"error_type":"validation"}
+chat {"model":1} => 400 {"error":{"message":"Input validation error: `model`: invalid type: integer `1`, expected a string","type":"invalid_request_error","param":"model","code":"invalid_type","http_status_code":400},"error_type":"validation"}
 completions {"prompt":""} => 400 {"error":{"message":"Input validation error: `prompt` cannot be empty","type":"invalid_request_error","param":"prompt","code":"invalid_value","http_status_code":400},"error_type":"validation"}
 completions {"prompt":[]} => 400 {"error":{"message":"Input validation error: `prompt` must have >= 1 and <= 2 prompts. Given: 0","type":"invalid_request_error","param":"prompt","code":"invalid_value","http_status_code":400},"error_type":"validation"}
 completions {"prompt":["a","b","c"]} => 400 {"error":{"message":"Input validation error: `prompt` must have >= 1 and <= 2 prompts. Given: 3","type":"invalid_request_error","param":"prompt","code":"invalid_value","http_status_code":400},"error_type":"validation"}
 completions {"prompt":[46]} => 400 {"error":{"message":"Input validation error: `prompt` token ids must be < 46. Given: 46","type":"invalid_request_error","param":"prompt","code":"invalid_value","http_status_code":400},"error_type":"validation"}
 completions {"prompt":[[]]} => 400 {"error":{"message":"Input validation error: `prompt` cannot be empty","type":"invalid_request_error","param":"prompt","code":"invalid_value","http_status_code":400},"error_type":"validation"}
-completions {"prompt":{"a":1}} => 400 {"error":{"message":"Input validation error: `prompt`: a string, a list of strings, a list of token ids, or a list of such lists at line 1 column 17","type":"invalid_request_error","param":"prompt","code":"invalid_type","http_status_code":400},"error_type":"validation"}
+completions {"prompt":{"a":1}} => 400 {"error":{"message":"Input validation error: `prompt`: expected a string, a list of strings, a list of token ids, or a list of such lists","type":"invalid_request_error","param":"prompt","code":"invalid_type","http_status_code":400},"error_type":"validation"}
 completions {"suffix":"a"} => 400 {"error":{"message":"Input validation error: `suffix` is not supported yet","type":"invalid_request_error","param":"suffix","code":"invalid_value","http_status_code":400},"error_type":"validation"}
 completions {"echo":true} => 400 {"error":{"message":"Input validation error: `echo` is not supported yet","type":"invalid_request_error","param":"echo","code":"invalid_value","http_status_code":400},"error_type":"validation"}
 completions {"best_of":2} => 400 {"error":{"message":"Input validation error: `best_of` is not supported yet","type":"invalid_request_error","param":"best_of","code":"invalid_value","http_status_code":400},"error_type":"validation"}

@@ -43,16 +43,15 @@ async fn chat_answers() {
 
 #[tokio::test]
 async fn chat_streams_and_ends_with_done() {
-    let world =
-        World::with(|options| options.step_time = std::time::Duration::from_millis(5)).await;
+    let world = World::new().await;
     let body =
-        chat(json!({"stream": true, "max_tokens": 2, "stream_options": {"include_usage": true}}));
+        chat(json!({"stream": true, "max_tokens": 1, "stream_options": {"include_usage": true}}));
     let reply = world.post("/v1/chat/completions", body).await;
     insta::assert_snapshot!(reply.show(), @r#"
 200
-data: {"id":"ID","object":"chat.completion.chunk","created":0,"model":"org/tiny","system_fingerprint":"0.1.0-native","choices":[{"index":0,"delta":{"role":"assistant","content":"dj"},"logprobs":null,"finish_reason":"length"}],"usage":null}
+data: {"id":"ID","object":"chat.completion.chunk","created":0,"model":"org/tiny","system_fingerprint":"0.1.0-native","choices":[{"index":0,"delta":{"role":"assistant","content":"d"},"logprobs":null,"finish_reason":"length"}],"usage":null}
 
-data: {"id":"ID","object":"chat.completion.chunk","created":0,"model":"org/tiny","system_fingerprint":"0.1.0-native","choices":[],"usage":{"prompt_tokens":21,"completion_tokens":2,"total_tokens":23}}
+data: {"id":"ID","object":"chat.completion.chunk","created":0,"model":"org/tiny","system_fingerprint":"0.1.0-native","choices":[],"usage":{"prompt_tokens":21,"completion_tokens":1,"total_tokens":22}}
 
 data: [DONE]
 "#);

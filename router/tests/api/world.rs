@@ -5,11 +5,10 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{HeaderMap, Method, Request, StatusCode};
+use clap::Parser;
 use http_body_util::BodyExt;
 use penstock_router::Router;
-use penstock_router::config::{
-    BatchingConfig, EngineConfig, HttpConfig, LimitsConfig, LogConfig, ModelConfig, RouterConfig,
-};
+use penstock_router::config::{LimitsConfig, RouterConfig};
 use penstock_router::engine::fake::{FakeConfig, FakeConnector, FakeSwitch};
 use penstock_router::model::Model;
 use serde_json::{Value, json};
@@ -53,10 +52,10 @@ impl World {
     pub(crate) async fn with(change: impl FnOnce(&mut Options)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         write_model(folder.path());
+        let mut config = config(folder.path());
         let mut options = Options {
             limits: LimitsConfig {
                 max_concurrent_requests: 8,
-                max_best_of: 2,
                 max_stop_sequences: 2,
                 max_top_n_tokens: 5,
                 max_client_batch_size: 2,
@@ -64,6 +63,7 @@ impl World {
                 max_total_tokens: Some(80),
                 payload_limit: 2000,
                 validation_workers: 1,
+                ..config.limits.clone()
             },
             step_time: Duration::ZERO,
             alive: true,
@@ -74,7 +74,7 @@ impl World {
         fake.step_time = options.step_time;
         let (connector, engine) = FakeConnector::new(fake);
         engine.set_alive(options.alive);
-        let config = config(folder.path(), options.limits);
+        config.limits = options.limits;
         let model = Model::load(folder.path(), Some("org/tiny".to_owned())).unwrap();
         let router = Router::start(&config, model, connector).unwrap();
         let world = Self {
@@ -208,33 +208,17 @@ fn redact(body: &str) -> String {
     text + rest
 }
 
-fn config(folder: &Path, limits: LimitsConfig) -> RouterConfig {
-    RouterConfig {
-        model: ModelConfig {
-            model_path: folder.to_owned(),
-            model_name: None,
-        },
-        engine: EngineConfig {
-            shard_sockets: Vec::new(),
-            step_depth: 2,
-            parent_pid: None,
-        },
-        limits,
-        batching: BatchingConfig {
-            max_batch_prefill_tokens: None,
-            max_batch_total_tokens: None,
-            max_batch_size: None,
-        },
-        http: HttpConfig {
-            hostname: "127.0.0.1".to_owned(),
-            port: 0,
-            graceful_termination_timeout: 5,
-        },
-        log: LogConfig {
-            json_output: false,
-            log_level: "info".to_owned(),
-        },
-    }
+#[derive(clap::Parser)]
+struct Flags {
+    #[command(flatten)]
+    config: RouterConfig,
+}
+
+/// The defaults of every flag.
+fn config(folder: &Path) -> RouterConfig {
+    let folder = folder.to_str().unwrap();
+    let flags = ["router", "--model-path", folder, "--shard-socket", "none"];
+    Flags::parse_from(flags).config
 }
 
 fn write_model(folder: &Path) {

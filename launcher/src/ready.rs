@@ -117,18 +117,38 @@ impl Phases {
         if progress.phase != self.phase {
             self.end();
             *self = Self::new(&progress.phase);
-        } else if self.last_line.elapsed() >= PROGRESS {
+        } else if progress.fraction > 0.0 && self.last_line.elapsed() >= PROGRESS {
             self.last_line = Instant::now();
-            info!("{}: {:.0} %", self.phase, progress.fraction * 100.0);
+            let seconds = self.since.elapsed().as_secs();
+            info!(
+                "{}: {:.0} % after {seconds} s",
+                title(&self.phase),
+                progress.fraction * 100.0
+            );
         }
     }
 
     fn end(&self) {
-        info!(
-            "{}: {:.2} s",
-            self.phase,
-            self.since.elapsed().as_secs_f64()
-        );
+        if self.phase != "ready" {
+            info!(
+                "{}: {:.2} s",
+                title(&self.phase),
+                self.since.elapsed().as_secs_f64()
+            );
+        }
+    }
+}
+
+/// What a phase of the shards' `Warmup` (or before it, of the router) does, in a person's words.
+fn title(phase: &str) -> &str {
+    match phase {
+        "start" => "router started",
+        "connect" => "shard processes started",
+        "load" => "weights loaded",
+        "pack" => "weights packed",
+        "kv" => "KV cache allocated",
+        "graphs" => "warm-up done",
+        other => other,
     }
 }
 

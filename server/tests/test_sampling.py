@@ -88,9 +88,9 @@ def sampler_of(requests: list[Request] | dict[int, Request], num_seats: int = 80
     return sampler
 
 
-def rows_of(seats: list[int], position: int = PROMPT_LEN) -> SampleRows:
+def rows_of(seats: list[int], position: int | list[int] = PROMPT_LEN) -> SampleRows:
     host = np.array(seats, np.int64)
-    return SampleRows(torch.from_numpy(host.copy()), torch.full((len(seats),), position), host)
+    return SampleRows(torch.from_numpy(host.copy()), torch.tensor(position).expand(len(seats)).contiguous(), host)
 
 
 def random_logits(num_rows: int, vocab: int = VOCAB, seed: int = 0) -> torch.Tensor:
@@ -130,20 +130,25 @@ def test_greedy_equals_argmax_and_leaves_the_logits():
     assert torch.equal(logits, before)
 
 
+def position_of(index: int, step: int) -> int:
+    """Requests are at different places of their answers."""
+    return PROMPT_LEN + index % 3 + step
+
+
 @pytest.mark.parametrize("size", [9, 31, 64, 70])
 def test_a_request_gets_the_same_tokens_alone_and_in_any_batch(size):
     """Over five steps, so that what lanes counted matters; padding, order and slices of the batch differ."""
     requests, logits = mixture(size), [random_logits(size, seed=step) for step in range(5)]
-    crowd, order = sampler_of(requests), np.random.default_rng(size).permutation(size)
+    crowd, order = sampler_of(requests), np.random.default_rng(size).permutation(size).tolist()
     crowded = []
     for step in range(5):
         padded = torch.cat((logits[step][order], torch.full((3, VOCAB), NAN)))
-        crowded.append(crowd.sample(padded, rows_of([*order, 80, 80, 80], PROMPT_LEN + step)))
-    for index in range(min(size, 18)):
-        alone = sampler_of({7: requests[index]})
-        row = int(np.flatnonzero(order == index)[0])
+        positions = [*(position_of(index, step) for index in order), 0, 0, 0]
+        crowded.append(crowd.sample(padded, rows_of([*order, 80, 80, 80], positions)))
+    for index in range(size):
+        alone, row = sampler_of({7: requests[index]}), order.index(index)
         for step in range(5):
-            output = alone.sample(logits[step][index : index + 1], rows_of([7], PROMPT_LEN + step))
+            output = alone.sample(logits[step][index : index + 1], rows_of([7], position_of(index, step)))
             assert output.ids[0] == crowded[step].ids[row]
             num_top = output.num_top[0]
             assert num_top == requests[index].num_top
@@ -217,6 +222,12 @@ def test_a_lane_given_to_another_request_starts_afresh_and_a_released_seat_touch
     assert sampler.sample(logits, rows_of([1])).ids.tolist() == [2]
     sampler.clear()
     assert sampler.sample(logits, rows_of([1])).ids.tolist() == [0]
+
+
+def test_a_bad_row_counts_nothing():
+    sampler, logits = sampler_of({0: Request(lane=0, repetition=5.0)}), torch.ones((1, VOCAB))
+    assert sampler.sample(logits * NAN, rows_of([0])).bad.all()
+    assert sampler.sample(logits, rows_of([0])).ids.tolist() == [0]
 
 
 def test_bias_bans_and_minimum_length():

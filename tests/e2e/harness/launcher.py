@@ -23,7 +23,8 @@ def environment(folder: Path) -> dict[str, str]:
     """The caller's, less what would configure a launcher, with a TMPDIR of its own so that leftovers are seen."""
     configuring = {"HOSTNAME", "PORT", "MODEL_ID", "NUM_SHARD", "DTYPE", "LOG_LEVEL", "JSON_OUTPUT"}
     kept = {name: value for name, value in os.environ.items() if name not in configuring}
-    return kept | {"TMPDIR": str(folder), "PENSTOCK_PYTHON": sys.executable, "PYTHONPATH": str(ROOT / "server")}
+    packages = f"{ROOT / 'server'}{os.pathsep}{ROOT / 'kernels'}"
+    return kept | {"TMPDIR": str(folder), "PENSTOCK_PYTHON": sys.executable, "PYTHONPATH": packages}
 
 
 def eventually(check: Callable[[], bool], limit_s: float, what: str) -> None:

@@ -36,7 +36,8 @@ def integer_model(folder: Path, eos: int | None = EOS) -> Path:
         "eos_token_id": eos,
     }
     (folder / "config.json").write_text(json.dumps(config))
-    _save_tokenizer(folder)
+    # Where the configs are silent the tokenizer's own end token counts.
+    _save_tokenizer(folder, "<|end|>" if eos is not None else None)
     return folder
 
 
@@ -56,7 +57,7 @@ def tiny_llama(folder: Path) -> Path:
     torch.manual_seed(0)
     with _quiet():
         LlamaForCausalLM(config).save_pretrained(folder)
-    _save_tokenizer(folder)
+    _save_tokenizer(folder, "<|end|>")
     return folder
 
 
@@ -70,14 +71,14 @@ class _quiet:
         transformers.utils.logging.enable_progress_bar()
 
 
-def _save_tokenizer(folder: Path) -> None:
+def _save_tokenizer(folder: Path, end: str | None) -> None:
     """Byte-level without merges: token `i` is byte `i` in the order of the byte alphabet."""
     vocabulary = {letter: index for index, letter in enumerate(byte_letters())}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<|end|>", "<|nan|>"])
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end)
     wrapped.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
     wrapped.save_pretrained(folder)
 

@@ -108,7 +108,7 @@ def reading(world: World, num_people: int | None = None) -> list[Turn]:
     text, answers = facts.passage(world, people, world.pick([1, 1, 2, 2, 3]))
     if not answers:
         return reading(world, num_people)
-    turns = _ask(world, answers, world.pick([1, 1, 2, 3, 4]))
+    turns = _ask(world, answers, world.pick([1, 2, 3, 4, 6, 8]))
     return _place_passage(world, text, turns)
 
 
@@ -157,7 +157,7 @@ def arithmetic(world: World) -> list[Turn]:
     makers = (_bare_sum, _word_problem, _compare, _count)
     return [
         world.pick([*makers, _word_problem, _bare_sum])(world)
-        for _ in range(world.pick([1, 1, 2, 3]))
+        for _ in range(world.pick([1, 2, 3, 4]))
     ]
 
 

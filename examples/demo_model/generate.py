@@ -30,12 +30,12 @@ class Document:
 
 
 MIX: list[tuple[float, Callable[[World], list[Turn]]]] = [
-    (0.11, dialogues.story),
-    (0.38, dialogues.reading),
-    (0.05, dialogues.story_reading),
-    (0.14, dialogues.arithmetic),
-    (0.10, formats.lists),
-    (0.10, formats.json_object),
+    (0.07, dialogues.story),
+    (0.36, dialogues.reading),
+    (0.03, dialogues.story_reading),
+    (0.16, dialogues.arithmetic),
+    (0.14, formats.lists),
+    (0.13, formats.json_object),
     (0.04, formats.general),
     (0.07, chat.small_talk),
 ]
@@ -52,7 +52,7 @@ def exchange(world: World) -> list[Turn]:
 
 def document(world: World, num_groups: int = 1) -> Document:
     """One dialogue of so many groups of turns, or a plain story."""
-    if num_groups == 1 and world.chance(0.06):
+    if num_groups == 1 and world.chance(0.04):
         return Document(plain=_plain(world))
     if num_groups == 1 and world.chance(0.22):
         return styled(world)

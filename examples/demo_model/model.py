@@ -91,12 +91,20 @@ class Layer(nn.Module):
 
 
 class Llama(nn.Module):
-    """Embedding, layers and a head tied to the embedding."""
+    """Embedding, layers and a head tied to the embedding.
 
-    def __init__(self, shape: Shape) -> None:
+    A word is two tokens, with and without its leading space. The bare one's vector is its spaced
+    twin's plus a common offset plus its own part, so that copying a word into quotes is learned
+    once, not word by word. `twins` holds the id of the spaced twin, or -1.
+    """
+
+    def __init__(self, shape: Shape, twins: Tensor) -> None:
         super().__init__()
         self.shape = shape
+        self.register_buffer("twins", twins.clamp(min=0), persistent=False)
+        self.register_buffer("is_bare", (twins >= 0).float()[:, None], persistent=False)
         self.embedding = nn.Parameter(torch.empty(shape.vocabulary, shape.hidden))
+        self.bare_offset = nn.Parameter(torch.zeros(shape.hidden))
         self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))
         self.norm = nn.Parameter(torch.ones(shape.hidden))
         for name, weight in self.named_parameters():
@@ -104,10 +112,22 @@ class Llama(nn.Module):
                 depth_scale = (2 * shape.layers) ** -0.5 if name.endswith(("out", "down")) else 1.0
                 nn.init.normal_(weight, std=0.02 * depth_scale)
 
-    def forward(self, ids_BL: Tensor, mask: Tensor) -> Tensor:
-        """Hidden states after the last norm; `mask` is additive or boolean, [B, 1, L, L]."""
+        with torch.no_grad():
+            # A bare word's own part starts at nothing.
+            self.embedding.mul_(1 - self.is_bare)
+            self.bare_offset.normal_(std=0.02)
+
+    def table(self) -> Tensor:
+        """The embedding as Hugging Face's Llama knows it, [V, D]."""
+        return self.embedding + self.is_bare * (self.embedding[self.twins] + self.bare_offset)
+
+    def forward(self, ids_BL: Tensor, mask: Tensor, table_VD: Tensor) -> Tensor:
+        """Hidden states after the last norm.
+
+        `table_VD` is `table()`; `mask` is additive, [B, 1, L, L].
+        """
         cos_LE, sin_LE = rotary_tables(self.shape, ids_BL.shape[1])
-        x_BLD = F.embedding(ids_BL, self.embedding)
+        x_BLD = F.embedding(ids_BL, table_VD)
         cos_LE, sin_LE = cos_LE.to(x_BLD.dtype), sin_LE.to(x_BLD.dtype)
         for layer in self.layers:
             x_BLD = layer(x_BLD, cos_LE, sin_LE, mask)
@@ -117,7 +137,7 @@ class Llama(nn.Module):
 def export(model: Llama, folder: Path, eos: int, bos: int, pad: int) -> None:
     """Writes config.json, generation_config.json and model.safetensors in bf16."""
     shape, kv_width = model.shape, model.shape.kv_heads * model.shape.head_dim
-    tensors = {"model.embed_tokens.weight": model.embedding, "model.norm.weight": model.norm}
+    tensors = {"model.embed_tokens.weight": model.table(), "model.norm.weight": model.norm}
     for i, layer in enumerate(model.layers):
         q, k, v = layer.qkv.split([shape.hidden, kv_width, kv_width])
         gate, up = layer.gate_up.chunk(2)

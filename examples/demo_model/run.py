@@ -26,7 +26,7 @@ class Run:
         self.out, self.path = out, checkpoints / "last.pt"
         checkpoints.mkdir(parents=True, exist_ok=True)
         self.tokenizer = _tokenizer(checkpoints / "tokenizer.json")
-        self.model = Llama(Shape())
+        self.model = Llama(Shape(), torch.tensor(text.twins(self.tokenizer)))
         self.optimizer = Optimizer(self.model)
         self.stage = self.step = self.num_updates = self.tokens = 0
         self.seconds = 0.0

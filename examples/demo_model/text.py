@@ -86,6 +86,16 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
+def twins(tokenizer: Tokenizer) -> list[int]:
+    """For every bare word's token the id of the same word behind a space, else -1."""
+    vocabulary = tokenizer.get_vocab()
+    spaced = [-1] * len(vocabulary)
+    for token, index in vocabulary.items():
+        if len(token) > 1 and token.isalnum():
+            spaced[index] = vocabulary.get("\u0120" + token, -1)
+    return spaced
+
+
 Segment = tuple[list[int], str, float, int | None]
 
 

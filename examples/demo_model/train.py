@@ -26,15 +26,15 @@ from run import Run
 from threads import ThreadGovernor
 
 STAGES = [
-    Stage(256, 24, 2, 20_000_000),
-    Stage(512, 12, 4, 5_000_000),
-    Stage(1024, 6, 10, 5_000_000),
+    Stage(256, 12, 2, 20_000_000),
+    Stage(512, 6, 4, 5_000_000),
+    Stage(1024, 3, 10, 5_000_000),
 ]
-WARMUP_STEPS = 60
+WARMUP_STEPS = 120
 # The last share of the steps brings the rate down to nothing.
 DECAY_SHARE = 0.3
 SEED = 1
-LOG_EVERY_STEPS = 50
+LOG_EVERY_STEPS = 100
 
 
 def rate_scale(stage: int, step: int) -> float:
@@ -45,9 +45,10 @@ def rate_scale(stage: int, step: int) -> float:
 
 
 def weighted_loss(model: Llama, batch: batches.Batch) -> Tensor:
+    table = model.table()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        hidden = model(batch.ids, batch.mask).flatten(0, 1)
-        logits = F.linear(hidden.index_select(0, batch.positions), model.embedding)
+        hidden = model(batch.ids, batch.mask, table).flatten(0, 1)
+        logits = F.linear(hidden.index_select(0, batch.positions), table)
     losses = F.cross_entropy(logits.float(), batch.targets, reduction="none")
     return (losses * batch.weights).sum() / batch.weights.sum()
 
@@ -101,7 +102,7 @@ def main() -> None:
     parser.add_argument("--checkpoints", type=Path, default=Path.home() / ".cache/penstock-demo")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--save-every-s", type=float, default=180)
-    parser.add_argument("--check-every-s", type=float, default=300)
+    parser.add_argument("--check-every-s", type=float, default=420)
     options = parser.parse_args()
     governor = ThreadGovernor(options.threads)
     run = Run(options.out, options.checkpoints, SEED)

@@ -3,7 +3,8 @@
 A lane's history is one int32 per token of the vocabulary: bit 0 says that the prompt holds the token, the bits above
 count how often it was generated.
 
-Shapes: S rows (at most SLICE_ROWS), V vocabulary, L lanes, E edits a row. All functions work in place.
+Shapes: S rows (at most SLICE_ROWS), V vocabulary, L lanes, E edits a row. All functions work in place. A NaN stays a
+NaN through all of them, even where its token is banned, so that the row is found bad in the end.
 """
 
 import torch

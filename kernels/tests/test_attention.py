@@ -5,12 +5,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from kernel_testkit.batches import PoolShape, Rows, attention_batch, block_tables, poisoned_pool
 from kernel_testkit.counting import count_operations
 from kernel_testkit.tolerance import check
+
 from penstock_kernels.attention import paged_attention, paged_attention_ref, prepare
 
+DEFAULT_SHAPE = PoolShape()
 DECODE = Rows([(1, 1), (16, 1), (17, 1), (63, 1), (64, 1), (65, 1), (200, 1), (129, 1)])
 PROMPTS = Rows([(1, 1), (40, 1), (5, 5), (128, 127), (140, 129), (70, 2), (20, 3)])
 PADDED = Rows([(33, 1), (0, 1), (90, 1), (0, 1), (20, 7), (0, 3)], padded_tokens=5)
@@ -19,7 +20,7 @@ PADDED = Rows([(33, 1), (0, 1), (90, 1), (0, 1), (20, 7), (0, 3)], padded_tokens
 class Case:
     """A step's inputs, in `dtype`; the reference computes from the same values in float64."""
 
-    def __init__(self, rows, shape=PoolShape(), num_heads=6, dtype=torch.float32, seed=0):
+    def __init__(self, rows, shape=DEFAULT_SHAPE, num_heads=6, dtype=torch.float32, seed=0):
         generator = torch.Generator().manual_seed(seed)
         self.shape, self.dtype = shape, dtype
         self.table = block_tables([seq_len for seq_len, _ in rows.lens], shape.tokens_per_block, generator)
@@ -138,7 +139,10 @@ def test_padding_depends_on_a_rows_own_length(lens, tokens_per_block, window):
         seen.update(dict.fromkeys(index.tolist(), keys))
         for row, slots, mask in zip(index, group.slots.view(len(index), -1), group.mask[:, 0, 0], strict=True):
             visible = range(max(0, lens[row] - window) if window else 0, lens[row])
-            expected = [int(table[row, p // tokens_per_block]) * tokens_per_block + p % tokens_per_block for p in visible]
+            blocks = [int(table[row, position // tokens_per_block]) for position in visible]
+            expected = [
+                block * tokens_per_block + p % tokens_per_block for block, p in zip(blocks, visible, strict=True)
+            ]
             assert slots[mask == 0].tolist() == expected
             assert set(slots[mask != 0].tolist()) <= set(expected[:1])
     assert sorted(seen) == [row for row, seq_len in enumerate(lens) if seq_len]

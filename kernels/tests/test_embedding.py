@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from kernel_testkit.tolerance import check
+
 from penstock_kernels.embedding import embedding, embedding_ref
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from kernel_testkit.tolerance import check
+
 from penstock_kernels.kv_store import kv_store, kv_store_ref
 
 

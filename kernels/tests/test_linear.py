@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from kernel_testkit.tolerance import check
+
 from penstock_kernels import linear
 from penstock_kernels.linear import linear_ref, prepare
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from kernel_testkit.tolerance import check
+
 from penstock_kernels.rms_norm import add_rms_norm, add_rms_norm_ref, rms_norm, rms_norm_ref
 
 SHAPES = [(1, 1), (1, 576), (3, 33), (32, 240), (129, 1000)]

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from kernel_testkit.tolerance import check
+
 from penstock_kernels.silu_mul import silu_mul, silu_mul_ref
 
 

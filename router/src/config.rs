@@ -28,7 +28,7 @@ pub struct RouterConfig {
 #[derive(Args, Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
-    /// Folder with config.json, tokenizer.json, generation_config.json and tokenizer_config.json
+    /// Folder with `config.json`, `tokenizer.json`, `generation_config.json` and `tokenizer_config.json`
     #[arg(long)]
     pub model_path: PathBuf,
     /// Name under which the model is served; the folder's own name if absent

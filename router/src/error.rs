@@ -43,148 +43,87 @@ pub struct Codes {
     pub error_type: &'static str,
     /// `/v1` routes.
     pub openai_status: StatusCode,
-    /// `error.type`.
-    pub openai_type: &'static str,
     /// `error.code`.
-    pub openai_code: Option<&'static str>,
+    pub openai_code: &'static str,
     pub label: FailureLabel,
 }
 
 impl ErrorKind {
     pub fn codes(self) -> Codes {
-        use FailureLabel as Label;
-        use StatusCode as Status;
-        const INVALID: &str = "invalid_request_error";
-        const SERVER: &str = "server_error";
-        let (status, error_type, openai_status, openai_type, openai_code, label) = match self {
-            Self::Malformed => (
-                Status::BAD_REQUEST,
-                "validation",
-                Status::BAD_REQUEST,
-                INVALID,
-                Some("malformed_json"),
-                Label::Validation,
-            ),
-            Self::WrongType => (
-                Status::UNPROCESSABLE_ENTITY,
-                "validation",
-                Status::BAD_REQUEST,
-                INVALID,
-                Some("invalid_type"),
-                Label::Validation,
-            ),
-            Self::MediaType => (
-                Status::UNSUPPORTED_MEDIA_TYPE,
-                "validation",
-                Status::UNSUPPORTED_MEDIA_TYPE,
-                INVALID,
-                Some("unsupported_media_type"),
-                Label::Validation,
-            ),
-            Self::TooLarge => (
-                Status::PAYLOAD_TOO_LARGE,
-                "validation",
-                Status::PAYLOAD_TOO_LARGE,
-                INVALID,
-                Some("payload_too_large"),
-                Label::Validation,
-            ),
-            Self::BodyTimeout => (
-                Status::REQUEST_TIMEOUT,
-                "validation",
-                Status::REQUEST_TIMEOUT,
-                INVALID,
-                Some("request_timeout"),
-                Label::Validation,
-            ),
-            Self::Validation => (
-                Status::UNPROCESSABLE_ENTITY,
-                "validation",
-                Status::BAD_REQUEST,
-                INVALID,
-                Some("invalid_value"),
-                Label::Validation,
-            ),
-            Self::Template => (
-                Status::UNPROCESSABLE_ENTITY,
-                "template_error",
-                Status::BAD_REQUEST,
-                INVALID,
-                Some("template_error"),
-                Label::Template,
-            ),
-            Self::Overloaded => (
-                Status::TOO_MANY_REQUESTS,
-                "overloaded",
-                Status::TOO_MANY_REQUESTS,
-                "rate_limit_error",
-                Some("overloaded"),
-                Label::Overloaded,
-            ),
-            Self::NotReady => (
-                Status::SERVICE_UNAVAILABLE,
-                "healthcheck",
-                Status::SERVICE_UNAVAILABLE,
-                SERVER,
-                Some("not_ready"),
-                Label::Generation,
-            ),
-            Self::Generation => (
-                Status::FAILED_DEPENDENCY,
-                "generation",
-                Status::INTERNAL_SERVER_ERROR,
-                SERVER,
-                Some("generation"),
-                Label::Generation,
-            ),
-            Self::Incomplete => (
-                Status::INTERNAL_SERVER_ERROR,
-                "incomplete_generation",
-                Status::INTERNAL_SERVER_ERROR,
-                SERVER,
-                Some("incomplete_generation"),
-                Label::Incomplete,
-            ),
-            Self::NotFound => (
-                Status::NOT_FOUND,
-                "not_found",
-                Status::NOT_FOUND,
-                INVALID,
-                Some("not_found"),
-                Label::Validation,
-            ),
-            Self::MethodNotAllowed => (
-                Status::METHOD_NOT_ALLOWED,
-                "method_not_allowed",
-                Status::METHOD_NOT_ALLOWED,
-                INVALID,
-                Some("method_not_allowed"),
-                Label::Validation,
-            ),
-            Self::ModelNotFound => (
-                Status::NOT_FOUND,
-                "model_not_found",
-                Status::NOT_FOUND,
-                INVALID,
-                Some("model_not_found"),
-                Label::Validation,
-            ),
-            Self::Internal => (
-                Status::INTERNAL_SERVER_ERROR,
-                "internal",
-                Status::INTERNAL_SERVER_ERROR,
-                SERVER,
-                None,
-                Label::Generation,
-            ),
-        };
-        Codes {
+        use FailureLabel as L;
+        use StatusCode as S;
+        let codes = |status, openai_status, error_type, code, label| Codes {
             status,
             error_type,
             openai_status,
-            openai_type,
-            openai_code,
+            openai_code: code,
             label,
+        };
+        let invalid = |status, code| codes(status, status, "validation", code, L::Validation);
+        let unknown = |status, code| codes(status, status, code, code, L::Validation);
+        let unprocessable = S::UNPROCESSABLE_ENTITY;
+        let (bad, internal) = (S::BAD_REQUEST, S::INTERNAL_SERVER_ERROR);
+        let (busy, unavailable) = (S::TOO_MANY_REQUESTS, S::SERVICE_UNAVAILABLE);
+        match self {
+            Self::Malformed => invalid(bad, "malformed_json"),
+            Self::MediaType => invalid(S::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
+            Self::TooLarge => invalid(S::PAYLOAD_TOO_LARGE, "payload_too_large"),
+            Self::BodyTimeout => invalid(S::REQUEST_TIMEOUT, "request_timeout"),
+            Self::WrongType => codes(
+                unprocessable,
+                bad,
+                "validation",
+                "invalid_type",
+                L::Validation,
+            ),
+            Self::Validation => codes(
+                unprocessable,
+                bad,
+                "validation",
+                "invalid_value",
+                L::Validation,
+            ),
+            Self::Template => codes(
+                unprocessable,
+                bad,
+                "template_error",
+                "template_error",
+                L::Template,
+            ),
+            Self::Overloaded => codes(busy, busy, "overloaded", "overloaded", L::Overloaded),
+            Self::NotReady => codes(
+                unavailable,
+                unavailable,
+                "healthcheck",
+                "not_ready",
+                L::Generation,
+            ),
+            Self::Generation => codes(
+                S::FAILED_DEPENDENCY,
+                internal,
+                "generation",
+                "generation",
+                L::Generation,
+            ),
+            Self::Incomplete => {
+                let code = "incomplete_generation";
+                codes(internal, internal, code, code, L::Incomplete)
+            }
+            Self::NotFound => unknown(S::NOT_FOUND, "not_found"),
+            Self::MethodNotAllowed => unknown(S::METHOD_NOT_ALLOWED, "method_not_allowed"),
+            Self::ModelNotFound => unknown(S::NOT_FOUND, "model_not_found"),
+            Self::Internal => codes(internal, internal, "internal", "internal", L::Generation),
+        }
+    }
+}
+
+impl Codes {
+    /// `error.type`.
+    pub fn openai_type(&self) -> &'static str {
+        match self.openai_status {
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            status if status.is_server_error() => "server_error",
+            _ => "invalid_request_error",
         }
     }
 }

@@ -27,6 +27,8 @@ pub use serve::{Router, serve};
 /// Generated from `proto/shard/v1/shard.proto`.
 #[expect(
     clippy::all,
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
     clippy::doc_markdown,
     reason = "generated code is not ours to lint"
 )]

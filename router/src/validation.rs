@@ -2,8 +2,11 @@
 //! rules run in TGI's order: parameters from top to bottom, then the prompt. Where a limit is a number it comes first
 //! in the message and the given value second: clients read those two.
 
+mod rules;
+
 use std::sync::Arc;
 
+use self::rules::{above_zero, count, penalty, share};
 use crate::config::LimitsConfig;
 use crate::driver::EngineFacts;
 use crate::request::{LogprobParams, Request, RequestId, SamplingParams};
@@ -161,15 +164,15 @@ pub fn check(draft: Draft, limits: &Limits, drawn_seed: u64) -> Result<Checked> 
     let presence_penalty = penalty("presence_penalty", draft.presence_penalty)?;
     let top_p = share("top_p", draft.top_p)?;
     let typical_p = share("typical_p", draft.typical_p)?;
-    let min_p = min_p(draft.min_p)?;
+    let min_p = rules::min_p(draft.min_p)?;
     let top_k = count("top_k", draft.top_k)?;
-    let logit_bias = logit_bias(draft.logit_bias, limits.vocab_size)?;
+    let logit_bias = rules::logit_bias(draft.logit_bias, limits.vocab_size)?;
     let names = draft.names;
     let max_new_tokens = count(names.max_new_tokens, draft.max_new_tokens)?;
-    let min_new_tokens = min_new_tokens(names, draft.min_new_tokens, max_new_tokens)?;
-    stop_strings(&draft.stop, limits.max_stop_sequences)?;
-    let truncate = truncate(draft.truncate, limits.max_input_tokens)?;
-    let num_top = top_n_tokens(
+    let min_new_tokens = rules::min_new_tokens(names, draft.min_new_tokens, max_new_tokens)?;
+    rules::stop_strings(&draft.stop, limits.max_stop_sequences)?;
+    let truncate = rules::truncate(draft.truncate, limits.max_input_tokens)?;
+    let num_top = rules::top_n_tokens(
         names.top_n_tokens,
         draft.top_n_tokens,
         limits.max_top_n_tokens,
@@ -292,153 +295,6 @@ impl Checked {
     pub fn seed(&self) -> Option<u64> {
         self.sampling.do_sample.then_some(self.sampling.seed)
     }
-}
-
-/// A number that the shard can hold. JSON knows no NaN, but 1e39 is infinite there.
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "an f32 is what the shard takes"
-)]
-fn to_f32(field: &str, value: f64) -> Result<f32> {
-    let narrow = value as f32;
-    if narrow.is_finite() {
-        return Ok(narrow);
-    }
-    let limit = f32::MAX;
-    let message = format!("`{field}` must be finite and at most {limit:e}. Given: {value:e}");
-    Err(ValidationError::new(field, message))
-}
-
-fn above_zero(field: &str, value: Option<f64>) -> Result<Option<f32>> {
-    let Some(value) = value else { return Ok(None) };
-    let narrow = to_f32(field, value)?;
-    if narrow > 0.0 {
-        return Ok(Some(narrow));
-    }
-    let message = format!("`{field}` must be strictly positive (> 0). Given: {value}");
-    Err(ValidationError::new(field, message))
-}
-
-fn penalty(field: &str, value: Option<f64>) -> Result<f32> {
-    let value = value.unwrap_or(0.0);
-    if (-2.0..=2.0).contains(&value) {
-        return to_f32(field, value);
-    }
-    let message = format!("`{field}` must be >= -2.0 and <= 2.0. Given: {value}");
-    Err(ValidationError::new(field, message))
-}
-
-fn share(field: &str, value: Option<f64>) -> Result<Option<f32>> {
-    let Some(value) = value else { return Ok(None) };
-    let narrow = to_f32(field, value)?;
-    if narrow > 0.0 && value <= 1.0 {
-        return Ok(Some(narrow));
-    }
-    let message = format!("`{field}` must be > 0.0 and <= 1.0. Given: {value}");
-    Err(ValidationError::new(field, message))
-}
-
-fn min_p(value: Option<f64>) -> Result<Option<f32>> {
-    let Some(value) = value else { return Ok(None) };
-    let narrow = to_f32("min_p", value)?;
-    if value >= 0.0 && narrow < 1.0 {
-        return Ok(Some(narrow));
-    }
-    let message = format!("`min_p` must be >= 0.0 and < 1.0. Given: {value}");
-    Err(ValidationError::new("min_p", message))
-}
-
-fn count(field: &str, value: Option<i64>) -> Result<Option<u32>> {
-    let Some(value) = value else { return Ok(None) };
-    let message = if value < 1 {
-        format!("`{field}` must be strictly positive (>= 1). Given: {value}")
-    } else if let Ok(value) = u32::try_from(value) {
-        return Ok(Some(value));
-    } else {
-        format!("`{field}` must be <= {}. Given: {value}", u32::MAX)
-    };
-    Err(ValidationError::new(field, message))
-}
-
-fn min_new_tokens(
-    names: FieldNames,
-    value: Option<i64>,
-    max_new_tokens: Option<u32>,
-) -> Result<u32> {
-    let field = names.min_new_tokens;
-    let value = value.unwrap_or(0);
-    let cap = max_new_tokens.unwrap_or(u32::MAX);
-    match u32::try_from(value) {
-        Ok(min) if min <= cap => Ok(min),
-        _ => {
-            let max_new_tokens = names.max_new_tokens;
-            let message =
-                format!("`{field}` must be >= 0 and <= {cap} (`{max_new_tokens}`). Given: {value}");
-            Err(ValidationError::new(field, message))
-        }
-    }
-}
-
-fn stop_strings(stop: &[String], cap: usize) -> Result<()> {
-    if stop.len() > cap {
-        let message = format!(
-            "`stop` supports up to {cap} stop sequences. Given: {}",
-            stop.len()
-        );
-        return Err(ValidationError::new("stop", message));
-    }
-    if stop.iter().any(String::is_empty) {
-        let message = "`stop` sequences must have at least 1 character. Given: \"\"".to_owned();
-        return Err(ValidationError::new("stop", message));
-    }
-    Ok(())
-}
-
-fn truncate(value: Option<i64>, cap: usize) -> Result<Option<usize>> {
-    let Some(value) = value else { return Ok(None) };
-    match usize::try_from(value) {
-        Ok(truncate) if (1..=cap).contains(&truncate) => Ok(Some(truncate)),
-        _ => {
-            let message =
-                format!("`truncate` must be strictly positive and <= {cap}. Given: {value}");
-            Err(ValidationError::new("truncate", message))
-        }
-    }
-}
-
-fn top_n_tokens(field: &str, value: Option<i64>, cap: u32) -> Result<u32> {
-    let value = value.unwrap_or(0);
-    match u32::try_from(value) {
-        Ok(num) if num <= cap => Ok(num),
-        _ => {
-            let message = format!("`{field}` must be >= 0 and <= {cap}. Given: {value}");
-            Err(ValidationError::new(field, message))
-        }
-    }
-}
-
-/// Keys are token ids as strings, as OpenAI has them.
-fn logit_bias(bias: Vec<(String, f64)>, vocab_size: usize) -> Result<Vec<(u32, f32)>> {
-    bias.into_iter()
-        .map(|(key, value)| {
-            let field = "logit_bias";
-            let id = key
-                .parse::<u32>()
-                .ok()
-                .filter(|&id| (id as usize) < vocab_size);
-            let Some(id) = id else {
-                let message =
-                    format!("`{field}` keys must be token ids < {vocab_size}. Given: {key:?}");
-                return Err(ValidationError::new(field, message));
-            };
-            if !(-100.0..=100.0).contains(&value) {
-                let message =
-                    format!("`{field}` values must be >= -100 and <= 100. Given: {value}");
-                return Err(ValidationError::new(field, message));
-            }
-            Ok((id, to_f32(field, value)?))
-        })
-        .collect()
 }
 
 #[cfg(test)]

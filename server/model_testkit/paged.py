@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 import torch
-
 from kernel_testkit.batches import Rows, attention_batch
+
 from penstock_server.batch import ForwardBatch
 from penstock_server.kv_cache import KvCache, allocate
 from penstock_server.models.base import Model

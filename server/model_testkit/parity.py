@@ -1,9 +1,9 @@
 """Float parity of generated tokens with transformers, by one teacher-forced pass of the reference per output.
 
-A greedy token of another implementation need not equal the reference's: sums are rounded in another order, and where two
-logits are nearly equal either may win. The rule: every chosen token's reference logit lies within 1e-4 * max(1, |logit|) of
-the maximum; the tokens are equal wherever the reference's two best differ by more than 1e-3; and at least 95 % of positions
-must have such a gap, or the comparison would prove nothing.
+A greedy token of another implementation need not equal the reference's: sums are rounded in another order, and where
+two logits are nearly equal either may win. The rule: every chosen token's reference logit lies within
+1e-4 * max(1, |logit|) of the maximum; the tokens are equal wherever the reference's two best differ by more than 1e-3;
+and at least 95 % of positions must have such a gap, or the comparison would prove nothing.
 """
 
 from collections.abc import Sequence
@@ -59,7 +59,9 @@ def check_parity(reference: Any, outputs: Sequence[Output]) -> ParityReport:
             where = f"output {number}, generated token {position}: chose {output.generated[position]}"
             wanted = f"the reference chooses {int(best.indices[position, 0])} by {float(gaps[position]):.3g}"
             assert equal[position] or gaps[position] <= GAP, f"{where}, {wanted}"
-            assert near[position], f"{where}, whose logit is {float(best.values[position, 0] - chosen[position]):.3g} below"
+            assert near[position], (
+                f"{where}, whose logit is {float(best.values[position, 0] - chosen[position]):.3g} below"
+            )
         total += len(output.generated)
         excused += int((gaps <= GAP).sum())
         different += int((~equal).sum())

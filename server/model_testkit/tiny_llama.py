@@ -55,7 +55,12 @@ def save(folder: Path, seed: int = 0, max_shard_size: str = "300KB", **changes: 
             else:
                 parameter.normal_(0, 0.15)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
-    return model.float().eval()
+    return load_reference(folder)
+
+
+def load_reference(folder: Path, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
+    """Read back rather than cast: a cast would also round the rotary frequencies."""
+    return LlamaForCausalLM.from_pretrained(folder, dtype=dtype).eval()
 
 
 def reference_logits(model: LlamaForCausalLM, ids: list[int]) -> torch.Tensor:

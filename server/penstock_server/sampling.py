@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from penstock_kernels.logprobs import Logprobs, logprobs
 from penstock_kernels.penalties import NEUTRAL_EDIT, add_at, count_tokens, penalize_counts, penalize_repetition
 from penstock_kernels.philox import Purpose, uniform
-from penstock_kernels.sample import draw, greedy, host_rows, not_finite
+from penstock_kernels.sample import draw, greedy, host_rows
 from penstock_kernels.sample_workspace import SLICE_ROWS, SampleWorkspace
 from penstock_kernels.warpers import Warper, warp
 from penstock_server.registrations import SeatRegistrations
@@ -125,8 +125,6 @@ class _Slice:
         if stages:
             warp(scores, self._row.warp, stages, self._workspace)
         ids, bad = self._choose(scores)
-        if wanted & EDITING:  # a ban may have hidden a NaN
-            bad |= not_finite(logits.amax(1))
         ids.masked_fill_(bad, 0)
         if wanted & PENALTIES:
             count_tokens(self._params.history, self._row.lane, ids, ~bad)

@@ -36,7 +36,8 @@ def _size_plans(engine: Engine, device_type: str) -> Iterator[Plan]:
         for rows in reversed(limits.decode_sizes)
         if rows <= LARGEST_WARM_ROWS[device_type]
     ]
-    if limits.max_seq_len > 2 and limits.max_tokens > 1:
+    pool_tokens = (limits.num_blocks - 1) * engine.tokens_per_block
+    if min(limits.max_seq_len - 1, limits.max_tokens, pool_tokens) >= 2:
         drafts += [
             PlanDraft(padded_tokens=tokens, rows=[PlanRow(seat=0, ids=(0, 0))])
             for tokens in reversed(limits.mixed_sizes)

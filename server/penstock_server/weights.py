@@ -140,7 +140,7 @@ def _read_index(folder: Path) -> dict[str, str]:
 
 
 def _return_freed_memory() -> None:
-    """Gives freed buffers back to the system: glibc keeps the unpacked weights' otherwise, a tenth of the model's size."""
+    """Gives freed buffers back to the system: glibc would keep those of the unpacked weights."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -9,13 +9,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import penstock_server
+from model_testkit import tiny_llama
 from penstock_server import models
 from penstock_server.models.source import ModelSource
 from penstock_server.parallel import TensorParallel
 from penstock_server.plan_encoding import NewSeat, PlanDraft, PlanRow
 from shard_testkit.engines import EngineSizes, LocalEngine, integer_model
 from shard_testkit.integer import IntegerReference
-from shard_testkit.llama import write_llama
 
 PACKAGE = str(Path(penstock_server.__file__).parent)
 # Each of these copies a value to the host and waits for it, or has a result whose size only the device knows.
@@ -95,7 +95,8 @@ def any_model(request, tmp_path):
     if request.param == "integer":
         return request.getfixturevalue("model")
     cpu = torch.device("cpu")
-    return models.load(ModelSource(write_llama(tmp_path), cpu, "float32"), TensorParallel(0, 1, None, cpu))
+    tiny_llama.save(tmp_path)
+    return models.load(ModelSource(tmp_path, cpu, "float32"), TensorParallel(0, 1, None, cpu))
 
 
 def test_a_decode_step_never_waits_for_the_device(any_model):

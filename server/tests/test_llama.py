@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-
 from model_testkit.paged import PagedModel
 from model_testkit.parity import Output, check_parity
 from model_testkit.ranks import Run, run_ranks
-from model_testkit.tiny_llama import CASES, reference_logits, save
+from model_testkit.tiny_llama import CASES, load_reference, reference_logits, save
+
 from penstock_server import models
 from penstock_server.models.llama import LlamaModel
 from penstock_server.models.source import ModelSource
@@ -96,7 +96,9 @@ def test_greedy_tokens_pass_parity(case):
     assert report.num_positions == 120
 
 
-@pytest.mark.parametrize(("name", "sizes"), [("biases", (2,)), ("tied", (2,)), ("one-kv-head", (2, 4)), ("untied", (2,))])
+@pytest.mark.parametrize(
+    ("name", "sizes"), [("biases", (2,)), ("tied", (2,)), ("one-kv-head", (2, 4)), ("untied", (2,))]
+)
 def test_several_ranks(name, sizes, tmp_path):
     reference = save(tmp_path / "model", **CASES[name])
     ids = token_ids(45, seed=4)
@@ -133,7 +135,7 @@ def test_bfloat16_error_is_near_transformers_own(tmp_path):
     assert isinstance(model, LlamaModel)
     ids = token_ids(60, seed=5)
     expected = reference_logits(reference, ids)
-    own = reference_logits(reference.bfloat16(), ids).float()
+    own = reference_logits(load_reference(tmp_path, torch.bfloat16), ids).float()
     error = (PagedModel(model).run(ids, [40]) - expected).abs().mean()
     assert error <= 1.5 * (own - expected).abs().mean()
 

@@ -14,7 +14,30 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 NUM_PROMPTS = 50
 IN_FLIGHT = 32
 NUM_TOKENS = 32
-WORDS = "the fox and a small lantern went over old hill to find quiet river with bread for every friend 7 12 ?".split()
+WORDS = [
+    "the",
+    "fox",
+    "and",
+    "a",
+    "small",
+    "lantern",
+    "went",
+    "over",
+    "old",
+    "hill",
+    "to",
+    "find",
+    "quiet",
+    "river",
+    "with",
+    "bread",
+    "for",
+    "every",
+    "friend",
+    "7",
+    "12",
+    "?",
+]
 
 
 def prompts() -> list[str]:

@@ -78,13 +78,34 @@ impl JsonBody {
         };
         parsed.map_err(|(path, error)| {
             if error.is_data() {
-                wrong_type(&path, &error.to_string())
+                wrong_type(&path, &plain_words(&error.to_string()))
             } else {
                 let message = format!("the body is not valid JSON: {error}");
                 ApiError::new(ErrorKind::Malformed, message)
             }
         })
     }
+}
+
+/// Without Rust's names of types, and without the place: the field is named.
+fn plain_words(reason: &str) -> String {
+    let reason = reason
+        .rsplit_once(" at line ")
+        .map_or(reason, |(reason, _)| reason);
+    let words = [
+        ("expected f64", "expected a number"),
+        ("expected i64", "expected an integer"),
+        (
+            "expected u64",
+            "expected an integer from 0 to 18446744073709551615",
+        ),
+        ("expected a sequence", "expected a list"),
+        ("invalid type: sequence", "invalid type: list"),
+        ("expected a map", "expected an object"),
+        ("invalid type: map", "invalid type: object"),
+    ];
+    let replace = |reason: String, (rust, plain): &(&str, &str)| reason.replace(rust, plain);
+    words.iter().fold(reason.to_owned(), replace)
 }
 
 /// `path` is "." where the body itself has the wrong type.

@@ -5,6 +5,7 @@
 mod body;
 mod fallback;
 mod generate;
+mod headers;
 mod health;
 mod openai;
 mod record;

@@ -144,7 +144,7 @@ impl Drop for Record {
         let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let end = outcome.unwrap_or_else(FailureLabel::name);
         tracing::info!(
-            id = self.id.unwrap_or(0),
+            id = self.id,
             route = self.route,
             status = self.status,
             prompt_tokens = self.prompt_tokens,

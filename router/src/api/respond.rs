@@ -51,7 +51,7 @@ impl ErrorStyle {
             Self::OpenAi => json!({
                 "error": {
                     "message": error.message,
-                    "type": codes.openai_type,
+                    "type": codes.openai_type(),
                     "param": error.param,
                     "code": codes.openai_code,
                     "http_status_code": codes.openai_status.as_u16(),

@@ -117,17 +117,18 @@ impl ChatTemplate {
     pub fn render(&self, messages: &[Json]) -> Result<String, TemplateError> {
         let mut messages = messages.to_vec();
         messages.iter_mut().for_each(alias_reasoning);
-        let continues = match messages.last_mut() {
+        let continued = match messages.last_mut() {
             Some(last) if last["role"] == "assistant" => mark_end(last),
-            _ => false,
+            _ => None,
         };
-        let rendered = self.run(&messages, !continues)?;
-        if !continues {
+        let rendered = self.run(&messages, continued.is_none())?;
+        let Some(continued) = continued else {
             return Ok(rendered);
-        }
-        let Some(end) = rendered.rfind(CONTINUE_MARK.trim_end()) else {
+        };
+        let end = rendered.rfind(CONTINUE_MARK.trim_end());
+        let Some(end) = end.filter(|_| rendered.contains(continued.trim())) else {
             let message =
-                "the chat template drops the last assistant message, so it cannot be continued";
+                "the chat template changes the last assistant message, so it cannot be continued";
             return Err(TemplateError(message.to_owned()));
         };
         let kept = &rendered[..end];
@@ -169,24 +170,24 @@ fn alias_reasoning(message: &mut Json) {
     }
 }
 
-/// Appends the mark to the message's text; false if it has none that could be continued.
-fn mark_end(message: &mut Json) -> bool {
-    match &mut message["content"] {
-        Json::String(text) if !text.is_empty() => text.push_str(CONTINUE_MARK),
+/// Appends the mark to the message's text and returns what it was; `None` if it has none that could be continued.
+fn mark_end(message: &mut Json) -> Option<String> {
+    let text = match &mut message["content"] {
+        Json::String(text) if !text.is_empty() => text,
         Json::Array(parts) => {
-            let text = parts
+            parts
                 .iter_mut()
                 .rev()
                 .find_map(|part| match part.get_mut("text") {
                     Some(Json::String(text)) => Some(text),
                     _ => None,
-                });
-            let Some(text) = text else { return false };
-            text.push_str(CONTINUE_MARK);
+                })?
         }
-        _ => return false,
-    }
-    true
+        _ => return None,
+    };
+    let original = text.clone();
+    text.push_str(CONTINUE_MARK);
+    Some(original)
 }
 
 /// `{% generation %}` marks the assistant's tokens for training. A `with` block has the same white space and scope.

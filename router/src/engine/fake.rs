@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{Connector, Engine, EngineError, EngineInfo, KvGroup, Progress, blob};
 use crate::scheduler::step::{Plan, StepResult};
-pub use model::IntegerModel;
+pub use model::{IntegerModel, Slot};
 pub use service::{Faults, serve};
 pub use shard::FakeShard;
 
@@ -31,7 +31,7 @@ impl Default for FakeConfig {
     fn default() -> Self {
         Self {
             info: EngineInfo {
-                architecture: "IntegerForCausalLM".to_owned(),
+                architecture: "PenstockIntegerForCausalLM".to_owned(),
                 dtype: "int32".to_owned(),
                 device_type: "cpu".to_owned(),
                 num_ranks: 1,

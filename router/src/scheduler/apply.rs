@@ -156,10 +156,11 @@ impl Scheduler {
         let is_first = sequence.num_sampled == 0;
         sequence.num_sampled += 1;
         self.counters.generated_tokens += 1;
-        let reason = if sequence.request.stop_ids.contains(&token.id) {
-            Some(FinishReason::EndOfSequence)
-        } else if sequence.num_sampled == sequence.request.max_new_tokens {
+        // The order is TGI's: an end token that is also the last allowed token counts as length.
+        let reason = if sequence.num_sampled == sequence.request.max_new_tokens {
             Some(FinishReason::Length)
+        } else if sequence.request.stop_ids.contains(&token.id) {
+            Some(FinishReason::EndOfSequence)
         } else {
             None
         };

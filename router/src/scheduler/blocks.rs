@@ -15,6 +15,7 @@ pub(super) struct Lease {
     reserved: usize,
 }
 
+#[cfg(test)]
 impl Lease {
     /// The block table's entries.
     pub(super) fn blocks(&self) -> &[u32] {

@@ -15,39 +15,46 @@ class VocabParallelEmbedding:
     """Looks up ids; the table stays in the checkpoint's dtype, since rows are widened after they are read."""
 
     def __init__(self, context: LoadContext, name: str, vocab_size: int, channels: int) -> None:
-        self._ids = context.parallel.split.padded_part(vocab_size)
-        stored = context.reader.read(f"{name}.weight", (vocab_size, channels), (self._ids,))
-        self.table = stored.to(device=context.device, copy=True)  # [this rank's ids, C]
+        self.table = _read_rows(context, name, vocab_size, channels)
+        self._first_id = context.parallel.rank * self.table.shape[0]
         self._dtype = context.dtype
         self._parallel = context.parallel
 
     def __call__(self, token_ids: torch.Tensor) -> torch.Tensor:
         """[T, C] from int64 [T]."""
-        return self._parallel.all_reduce(embedding(token_ids, self.table, self._ids.start, self._dtype))
+        return self._parallel.all_reduce(embedding(token_ids, self.table, self._first_id, self._dtype))
 
 
 class LmHead:
     """Logits of the whole vocabulary on every rank."""
 
     def __init__(self, context: LoadContext, table: torch.Tensor, vocab_size: int) -> None:
-        """`table` [this rank's ids, C]: the stored weight, or the embedding's table where the two are tied."""
-        rows = -(-vocab_size // context.parallel.size)
-        if table.dtype == context.dtype and table.shape[0] == rows:
-            weight = table
-        else:
-            weight = torch.zeros(rows, table.shape[1], dtype=context.dtype, device=context.device)
-            weight[: table.shape[0]].copy_(table)
-        self._linear = linear.prepare(weight)
+        """`table` [this rank's ids, C]: that of the embedding where the two are tied.
+
+        Where weights are packed, a tied table is kept twice: the packed copy cannot be looked up. A checkpoint of 16
+        bits pays a half of its own float32 size for that.
+        """
+        self._linear = linear.prepare(table.to(context.dtype))
         self._parallel = context.parallel
         self._vocab_size = vocab_size
 
     @classmethod
     def load(cls, context: LoadContext, name: str, vocab_size: int, channels: int) -> "LmHead":
         """A head with a weight of its own."""
-        part = context.parallel.split.padded_part(vocab_size)
-        stored = context.reader.read(f"{name}.weight", (vocab_size, channels), (part,))
-        return cls(context, stored.to(context.device), vocab_size)
+        return cls(context, _read_rows(context, name, vocab_size, channels), vocab_size)
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """float32 [S, V] from [S, C]."""
         return self._parallel.all_gather(self._linear(hidden))[:, : self._vocab_size].float()
+
+
+def _read_rows(context: LoadContext, name: str, vocab_size: int, channels: int) -> torch.Tensor:
+    """[ceil(V / ranks), C] in the stored dtype: this rank's rows, zeros where the last ranks have none."""
+    part = context.parallel.split.padded_part(vocab_size)
+    stored = context.reader.read(f"{name}.weight", (vocab_size, channels), (part,))
+    num_rows = -(-vocab_size // context.parallel.size)
+    if stored.shape[0] == num_rows:
+        return stored.to(device=context.device, copy=True)
+    table = torch.zeros(num_rows, channels, dtype=stored.dtype, device=context.device)
+    table[: stored.shape[0]].copy_(stored)
+    return table

@@ -47,13 +47,19 @@ class RotaryEmbedding:
         return positions[:, None].float() * frequencies
 
     def _dynamic_frequencies(self, positions: torch.Tensor) -> torch.Tensor:
-        """[T, D / 2]."""
+        """float32 [T, D / 2].
+
+        Powers as exp(log): torch's `pow` on a CPU rounds the last elements of a thread's range differently from the
+        others, so a token's keys would depend on its batch. In float64, or the exponent would magnify log's error.
+        """
         config = self._config
         original = config.original_max_positions
-        length = (positions + 1).clamp_min(original)
+        length = (positions + 1).clamp_min(original).double()
         stretch = config.factor * length / original - (config.factor - 1)
-        base = config.theta * stretch ** (self._head_dim / (self._head_dim - 2))
-        return 1.0 / base[:, None] ** self._exponents
+        log_base = stretch.log() * (self._head_dim / (self._head_dim - 2)) + math.log(config.theta)
+        frequencies = (self._exponents.double() * -log_base[:, None]).exp().float()
+        # To the last bit what transformers computes where nothing is stretched.
+        return torch.where((length > original)[:, None], frequencies, self._frequencies)
 
 
 def _static_frequencies(config: RopeConfig, exponents: torch.Tensor) -> torch.Tensor:

@@ -8,16 +8,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::logprobs::ChatLogprobs;
+use super::messages::check_messages;
 use super::sampling::Sampling;
 use super::{Envelope, OpenAiUsage, check_model, error_event, error_response, finish_reason};
 use crate::api::AppState;
 use crate::api::body::JsonBody;
 use crate::api::generate::{Answer, Prompt, Running, Streams};
+use crate::api::headers::{compute_headers, timing_headers};
 use crate::api::record::Record;
 use crate::api::respond::json_response;
 use crate::api::sse::{Encoder, Frames, stream_response};
-use crate::api::tgi::{compute_headers, timing_headers};
-use crate::error::{ApiError, ErrorKind};
+use crate::error::ApiError;
 use crate::event::{Event, Finished, Token};
 use crate::text::TextStyle;
 use crate::validation::{Draft, FieldNames, ValidationError};
@@ -121,87 +122,7 @@ fn lower(body: &JsonBody, sampling: Sampling) -> Result<(Vec<Value>, Draft, Want
     if !format.is_null() && format["type"] != "text" {
         draft.unsupported.push("response_format");
     }
-    Ok((messages(chat.messages)?, draft, wanted))
-}
-
-/// Checks each message and joins text parts; everything else in it is for the template.
-fn messages(messages: Vec<Map<String, Value>>) -> Result<Vec<Value>, ApiError> {
-    if messages.is_empty() {
-        let message = "`messages` must have >= 1 message. Given: 0".to_owned();
-        return Err(ValidationError::new("messages", message).into());
-    }
-    let messages = messages
-        .into_iter()
-        .enumerate()
-        .map(|(index, mut message)| {
-            let at = |field: &str| format!("messages[{index}].{field}");
-            if !message.get("role").is_some_and(Value::is_string) {
-                return Err(wrong(&at("role"), "a string", message.get("role")));
-            }
-            let has_calls = message
-                .get("tool_calls")
-                .is_some_and(|calls| !calls.is_null());
-            let content = match message.remove("content") {
-                Some(Value::String(text)) => text,
-                Some(Value::Array(parts)) => join_parts(&parts, &at("content"))?,
-                // An assistant that only called tools. Many templates raise on null.
-                None | Some(Value::Null) if has_calls => String::new(),
-                other => {
-                    return Err(wrong(
-                        &at("content"),
-                        "a string or a list of parts",
-                        other.as_ref(),
-                    ));
-                }
-            };
-            message.insert("content".to_owned(), content.into());
-            Ok(Value::Object(message))
-        });
-    messages.collect()
-}
-
-fn join_parts(parts: &[Value], at: &str) -> Result<String, ApiError> {
-    let mut text = String::new();
-    for (index, part) in parts.iter().enumerate() {
-        match (part["type"].as_str(), part["text"].as_str()) {
-            (Some("text"), Some(part)) => text.push_str(part),
-            (Some("text"), None) => {
-                return Err(wrong(
-                    &format!("{at}[{index}].text"),
-                    "a string",
-                    part.get("text"),
-                ));
-            }
-            (Some(kind), _) => {
-                let field = format!("{at}[{index}]");
-                let kind: String = kind.chars().take(50).collect();
-                let message = format!("`{field}`: parts of type `{kind}` are not supported yet");
-                return Err(ValidationError::new(&field, message).into());
-            }
-            (None, _) => {
-                return Err(wrong(
-                    &format!("{at}[{index}].type"),
-                    "a string",
-                    part.get("type"),
-                ));
-            }
-        }
-    }
-    Ok(text)
-}
-
-fn wrong(field: &str, expected: &str, given: Option<&Value>) -> ApiError {
-    let given = match given {
-        None => "nothing",
-        Some(Value::Null) => "null",
-        Some(Value::Bool(_)) => "a boolean",
-        Some(Value::Number(_)) => "a number",
-        Some(Value::String(_)) => "a string",
-        Some(Value::Array(_)) => "a list",
-        Some(Value::Object(_)) => "an object",
-    };
-    let message = format!("Input validation error: `{field}` must be {expected}. Given: {given}");
-    ApiError::new(ErrorKind::WrongType, message).with_param(field)
+    Ok((check_messages(chat.messages)?, draft, wanted))
 }
 
 #[derive(Debug, Serialize)]

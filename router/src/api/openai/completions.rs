@@ -10,10 +10,10 @@ use super::sampling::Sampling;
 use super::{Envelope, OpenAiUsage, check_model, error_event, error_response, finish_reason};
 use crate::api::AppState;
 use crate::api::generate::{Prompt, Running, Streams};
+use crate::api::headers::{compute_headers, timing_headers};
 use crate::api::record::Record;
 use crate::api::respond::json_response;
 use crate::api::sse::{Encoder, Frames, stream_response};
-use crate::api::tgi::{compute_headers, timing_headers};
 use crate::error::ApiError;
 use crate::event::{Event, Finished, Token};
 use crate::text::TextStyle;
@@ -39,7 +39,7 @@ struct CompletionRequest {
 #[derive(Debug, Deserialize)]
 #[serde(
     untagged,
-    expecting = "a string, a list of strings, a list of token ids, or a list of such lists"
+    expecting = "expected a string, a list of strings, a list of token ids, or a list of such lists"
 )]
 enum Prompts {
     Text(String),

@@ -3,6 +3,7 @@
 pub(super) mod chat;
 pub(super) mod completions;
 mod logprobs;
+mod messages;
 pub(super) mod models;
 mod sampling;
 

@@ -9,7 +9,7 @@ use crate::validation::{Draft, FieldNames, ValidationError};
 
 /// `stop`: a string or a list of them.
 #[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "a string or a list of strings")]
+#[serde(untagged, expecting = "expected a string or a list of strings")]
 pub(super) enum Stop {
     One(String),
     Many(Vec<String>),

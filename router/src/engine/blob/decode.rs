@@ -176,7 +176,7 @@ fn rows(reader: &mut Reader<'_>, num_rows: u32, num_feed_rows: u32) -> Result<Ve
     for extent in feeds {
         let [start, count] = reader.array("extents")?;
         if count == 0 || start.checked_add(count).is_none() {
-            return Err(out_of_range("extent", format_args!("{start}, {count}")));
+            return Err(out_of_range("extent", &format_args!("{start}, {count}")));
         }
         *extent = Extent { start, count };
         num_extents += 1;
@@ -235,12 +235,12 @@ fn registration(reader: &mut Reader<'_>) -> Result<Registration, BlobError> {
     known_flags("registration", flags, DO_SAMPLE | LOGPROBS | RAW_LOGPROBS)?;
     let asks = flags & LOGPROBS != 0;
     if !asks && num_top != 0 {
-        return Err(out_of_range("num_top_logprobs without LOGPROBS,", num_top));
+        return Err(out_of_range("num_top_logprobs without LOGPROBS,", &num_top));
     }
     if num_generated > num_history || prompt_len == 0 || max_len <= prompt_len {
         return Err(out_of_range(
             "lengths (prompt, limit, history, generated)",
-            format_args!("{prompt_len}, {max_len}, {num_history}, {num_generated}"),
+            &format_args!("{prompt_len}, {max_len}, {num_history}, {num_generated}"),
         ));
     }
     let mut logit_bias = Vec::new();
@@ -288,10 +288,10 @@ fn registration(reader: &mut Reader<'_>) -> Result<Registration, BlobError> {
 
 fn seat(index: u32, generation: u32) -> Result<Seat, BlobError> {
     if index > ROW_SEAT {
-        return Err(out_of_range("seat", index));
+        return Err(out_of_range("seat", &index));
     }
     if !(1..=i32::MAX as u32).contains(&generation) {
-        return Err(out_of_range("generation", generation));
+        return Err(out_of_range("generation", &generation));
     }
     Ok(Seat { index, generation })
 }
@@ -309,11 +309,11 @@ fn within(
     if range.contains(&value) {
         Ok(value)
     } else {
-        Err(out_of_range(what, value))
+        Err(out_of_range(what, &value))
     }
 }
 
-fn out_of_range(what: &'static str, value: impl ToString) -> BlobError {
+fn out_of_range(what: &'static str, value: &dyn std::fmt::Display) -> BlobError {
     BlobError::Range {
         what,
         value: value.to_string(),

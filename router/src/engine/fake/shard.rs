@@ -55,7 +55,7 @@ pub struct FakeShard {
     num_lanes: u32,
     max_rows: usize,
     max_tokens: usize,
-    /// Rows that SAME_ROWS refers to.
+    /// Rows that a plan with `SAME_ROWS` refers to.
     repeatable: Option<Vec<Row>>,
     last_plan_id: u64,
 }

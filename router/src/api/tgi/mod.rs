@@ -1,19 +1,21 @@
 //! TGI's native dialect: `POST /`, `/generate`, `/generate_stream`.
 
-use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use axum::response::Response;
-use serde::de::IgnoredAny;
-use serde::{Deserialize, Serialize};
-use serde_json::json;
+mod render;
 
-use super::generate::{Answer, Prompt, Running, Streams};
-use super::record::{Record, reason_name};
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use axum::response::Response;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+use self::render::{NativeStream, Shape, body};
+use super::generate::{Prompt, Running, Streams};
+use super::headers::{compute_headers, timing_headers};
+use super::record::Record;
 use super::respond::{ErrorStyle, json_response};
-use super::sse::{Encoder, Frames, error_response, stream_response};
+use super::sse::{error_response, stream_response};
 use super::{App, AppState};
-use crate::error::{ApiError, ErrorKind};
-use crate::event::{Event, Finished, Token};
+use crate::error::ApiError;
 use crate::text::TextStyle;
 use crate::validation::{Draft, NATIVE_NAMES};
 
@@ -52,14 +54,6 @@ struct Parameters {
     logit_bias: Option<indexmap::IndexMap<String, f64>>,
     grammar: Option<IgnoredAny>,
     adapter_id: Option<IgnoredAny>,
-}
-
-/// What the answer should hold.
-#[derive(Clone, Debug)]
-struct Shape {
-    details: bool,
-    /// Put before the generated text, if asked for.
-    prompt: Option<String>,
 }
 
 /// Which of the three routes.
@@ -237,195 +231,4 @@ fn stream(app: &App, running: Running, shape: Shape, record: Record) -> Response
         running.num_characters,
     );
     response
-}
-
-/// On every answer, streamed or not.
-pub(super) fn compute_headers(headers: &mut HeaderMap, compute_type: &str, num_characters: usize) {
-    if let Ok(value) = HeaderValue::from_str(compute_type) {
-        headers.insert(HeaderName::from_static("x-compute-type"), value);
-    }
-    headers.insert(
-        HeaderName::from_static("x-compute-characters"),
-        num_characters.into(),
-    );
-}
-
-/// On answers that are whole: times in milliseconds, but `x-compute-time` in seconds.
-pub(super) fn timing_headers(
-    headers: &mut HeaderMap,
-    compute_type: &str,
-    num_characters: usize,
-    record: &Record,
-) {
-    compute_headers(headers, compute_type, num_characters);
-    let millis =
-        |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    let total = record.total();
-    if let Ok(seconds) = HeaderValue::from_str(&total.as_secs_f64().to_string()) {
-        headers.insert(HeaderName::from_static("x-compute-time"), seconds);
-    }
-    let numbers = [
-        ("x-total-time", millis(total)),
-        ("x-validation-time", millis(record.validation)),
-        ("x-queue-time", millis(record.queue)),
-        ("x-inference-time", millis(record.inference)),
-        ("x-time-per-token", millis(record.time_per_token())),
-        ("x-prompt-tokens", record.prompt_tokens.into()),
-        ("x-generated-tokens", record.generated_tokens.into()),
-    ];
-    for (name, number) in numbers {
-        headers.insert(HeaderName::from_static(name), number.into());
-    }
-}
-
-#[derive(Debug, Serialize)]
-struct NativeToken<'a> {
-    id: u32,
-    text: &'a str,
-    logprob: Option<f32>,
-    special: bool,
-}
-
-impl<'a> From<&'a Token> for NativeToken<'a> {
-    fn from(token: &'a Token) -> Self {
-        Self {
-            id: token.id,
-            text: &token.text,
-            logprob: token.logprob,
-            special: token.special,
-        }
-    }
-}
-
-/// Marks are not known for tokens that were only candidates; TGI shows them as not special.
-fn top_tokens(token: &Token) -> Vec<NativeToken<'_>> {
-    token
-        .top
-        .iter()
-        .map(|(id, text, logprob)| NativeToken {
-            id: *id,
-            text,
-            logprob: Some(*logprob),
-            special: false,
-        })
-        .collect()
-}
-
-fn body(answer: &Answer, shape: &Shape, seed: Option<u64>) -> serde_json::Value {
-    let mut body = json!({"generated_text": full_text(shape, &answer.text)});
-    if shape.details {
-        let tokens: Vec<NativeToken<'_>> = answer.tokens.iter().map(NativeToken::from).collect();
-        body["details"] = json!({
-            "finish_reason": reason_name(answer.finished.reason),
-            "generated_tokens": answer.finished.usage.generated_tokens,
-            "seed": seed,
-            "prefill": [],
-            "tokens": tokens,
-        });
-        if answer.tokens.iter().any(|token| !token.top.is_empty()) {
-            let tops: Vec<_> = answer.tokens.iter().map(top_tokens).collect();
-            body["details"]["top_tokens"] = json!(tops);
-        }
-    }
-    body
-}
-
-fn full_text(shape: &Shape, text: &str) -> String {
-    match &shape.prompt {
-        Some(prompt) => format!("{prompt}{text}"),
-        None => text.to_owned(),
-    }
-}
-
-/// One event per token; the last one carries the whole text.
-#[derive(Debug)]
-struct NativeStream {
-    shape: Shape,
-    seed: Option<u64>,
-    input_length: u32,
-    index: u32,
-    text: String,
-}
-
-#[derive(Debug, Serialize)]
-struct StreamEvent<'a> {
-    index: u32,
-    token: NativeToken<'a>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    top_tokens: Vec<NativeToken<'a>>,
-    generated_text: Option<String>,
-    details: Option<StreamDetails>,
-}
-
-#[derive(Debug, Serialize)]
-struct StreamDetails {
-    finish_reason: &'static str,
-    generated_tokens: u32,
-    seed: Option<u64>,
-    input_length: u32,
-}
-
-impl NativeStream {
-    fn new(shape: Shape, seed: Option<u64>, input_length: u32) -> Self {
-        Self {
-            shape,
-            seed,
-            input_length,
-            index: 0,
-            text: String::new(),
-        }
-    }
-
-    fn token(&mut self, mut token: Token, end: Option<Finished>, out: &mut Frames) {
-        self.index += 1;
-        if let (Some(end), false) = (&end, token.special) {
-            token.text.push_str(&end.tail);
-        }
-        if !token.special {
-            self.text.push_str(&token.text);
-        }
-        let details = end.as_ref().map(|end| StreamDetails {
-            finish_reason: reason_name(end.reason),
-            generated_tokens: end.usage.generated_tokens,
-            seed: self.seed,
-            input_length: self.input_length,
-        });
-        out.json(&StreamEvent {
-            index: self.index,
-            token: NativeToken::from(&token),
-            top_tokens: top_tokens(&token),
-            generated_text: end.map(|end| {
-                let tail = if token.special { end.tail.as_str() } else { "" };
-                full_text(&self.shape, &self.text) + tail
-            }),
-            details: details.filter(|_| self.shape.details),
-        });
-    }
-}
-
-impl Encoder for NativeStream {
-    fn events(&mut self, _index: usize, events: Vec<Event>, out: &mut Frames) {
-        let mut events = events.into_iter().peekable();
-        while let Some(event) = events.next() {
-            // The end comes together with the last token: the text workers see to that.
-            if let Event::Token(token) = event {
-                let end = events.next_if(|next| matches!(next, Event::Finished(_)));
-                let end = end.and_then(|end| match end {
-                    Event::Finished(finished) => Some(finished),
-                    Event::Token(_) | Event::Failed(_) => None,
-                });
-                self.token(token, end, out);
-            }
-        }
-    }
-
-    fn error(&mut self, error: &ApiError, out: &mut Frames) {
-        let mut body = ErrorStyle::Native.body(error);
-        if error.kind == ErrorKind::Incomplete {
-            body["error_type"] = "incomplete_generation_stream".into();
-        }
-        out.json(&body);
-    }
-
-    fn end(&mut self, _out: &mut Frames) {}
 }

@@ -1,0 +1,196 @@
+//! Overload, loss of the engine, start and end.
+
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use serde_json::{Value, json};
+
+use crate::world::World;
+
+const STEP: Duration = Duration::from_millis(10);
+
+fn long(path: &str) -> Value {
+    if path.starts_with("/v1/chat") {
+        json!({"messages": [{"role": "user", "content": "a"}], "stream": true, "ignore_eos": true})
+    } else {
+        json!({"inputs": "a", "prompt": "a", "stream": true, "ignore_eos": true, "parameters": {"ignore_eos": true}})
+    }
+}
+
+#[tokio::test]
+async fn exactly_the_surplus_is_refused() {
+    let world = World::with(|options| {
+        options.limits.max_concurrent_requests = 4;
+        options.step_time = STEP;
+    })
+    .await;
+    let requests = (0..7).map(|_| world.post("/generate", long("/generate")));
+    let replies = futures_util::future::join_all(requests).await;
+    let refused: Vec<_> = replies.iter().filter(|reply| reply.status == 429).collect();
+    assert_eq!(refused.len(), 3);
+    assert_eq!(
+        replies.iter().filter(|reply| reply.status == 200).count(),
+        4
+    );
+    insta::assert_snapshot!(refused[0].show(), @r#"
+429
+{"error":"Model is overloaded","error_type":"overloaded"}
+"#);
+    assert_eq!(refused[0].headers["retry-after"], "1");
+    world.wait_for_quiet().await;
+    assert_eq!(
+        world
+            .metric("tgi_request_failure{err=\"overloaded\"}")
+            .await,
+        3.0
+    );
+    assert_eq!(world.metric("tgi_request_success").await, 4.0);
+    assert_eq!(world.metric("tgi_request_count").await, 7.0);
+}
+
+/// Two prompts need two places: none is taken unless both are free.
+#[tokio::test]
+async fn a_request_of_several_prompts_takes_a_place_for_each() {
+    let world = World::with(|options| {
+        options.limits.max_concurrent_requests = 2;
+        options.step_time = STEP;
+    })
+    .await;
+    let first = world.post("/generate", long("/generate"));
+    let second = async {
+        tokio::time::sleep(STEP * 4).await;
+        world
+            .post(
+                "/v1/completions",
+                json!({"prompt": ["a", "b"], "max_tokens": 1}),
+            )
+            .await
+    };
+    let (first, second) = tokio::join!(first, second);
+    assert_eq!((first.status.as_u16(), second.status.as_u16()), (200, 429));
+    world.wait_for_quiet().await;
+}
+
+#[tokio::test]
+async fn until_the_engine_is_ready_everything_is_503() {
+    let world = World::with(|options| options.alive = false).await;
+    let health = world.get("/health").await;
+    insta::assert_snapshot!(health.show(), @r#"
+503
+{"error":"the model is not ready yet: connect, 0 %","error_type":"healthcheck","phase":"connect","fraction":0.0}
+"#);
+    assert_eq!(health.headers["retry-after"], "5");
+    for path in [
+        "/generate",
+        "/generate_stream",
+        "/",
+        "/v1/chat/completions",
+        "/v1/completions",
+    ] {
+        let reply = world.post(path, long(path)).await;
+        assert_eq!(reply.status, 503, "{path}");
+        assert_eq!(reply.headers["retry-after"], "5");
+        assert!(reply.body.contains("not ready yet"), "{}", reply.body);
+    }
+    assert_eq!(world.get("/info").await.status, 200);
+    world.engine.set_alive(true);
+    world.wait_for_health(StatusCode::OK).await;
+}
+
+#[tokio::test]
+async fn streams_of_a_lost_engine_end_with_an_error() {
+    let world = World::with(|options| options.step_time = STEP).await;
+    let paths = [
+        "/generate",
+        "/generate_stream",
+        "/v1/chat/completions",
+        "/v1/completions",
+    ];
+    let requests = paths.map(|path| world.post(path, long(path)));
+    let kill = async {
+        tokio::time::sleep(STEP * 10).await;
+        world.engine.set_alive(false);
+        world.wait_for_health(StatusCode::SERVICE_UNAVAILABLE).await;
+    };
+    let (replies, ()) = tokio::join!(futures_util::future::join_all(requests), kill);
+    insta::assert_snapshot!(replies[0].show(), @r#"
+424
+{"error":"Request failed during generation: the model's worker stopped while this request was running; send it again","error_type":"generation"}
+"#);
+    insta::assert_snapshot!(replies[1].events().last().unwrap(), @r#"{"error":"Request failed during generation: the model's worker stopped while this request was running; send it again","error_type":"generation"}"#);
+    for reply in &replies[2..] {
+        let events = reply.events();
+        assert!(events.len() > 1, "{}", reply.body);
+        assert_eq!(
+            events.last().unwrap()["error"]["code"],
+            "generation",
+            "{}",
+            reply.body
+        );
+        assert!(!reply.body.contains("[DONE]"));
+    }
+    world.engine.set_alive(true);
+    world.wait_for_health(StatusCode::OK).await;
+    let reply = world
+        .post(
+            "/generate",
+            json!({"inputs": "a", "parameters": {"max_new_tokens": 2}}),
+        )
+        .await;
+    assert_eq!(reply.status, 200);
+    world.wait_for_quiet().await;
+    assert_eq!(
+        world
+            .metric("tgi_request_failure{err=\"generation\"}")
+            .await,
+        4.0
+    );
+}
+
+#[tokio::test]
+async fn a_draining_server_takes_nothing_new_and_ends_the_rest_with_an_error() {
+    let world = World::with(|options| options.step_time = STEP).await;
+    let running = world.post("/generate_stream", long("/generate_stream"));
+    let end = async {
+        tokio::time::sleep(STEP * 8).await;
+        world.router.drain();
+        assert_eq!(world.get("/health").await.status, 503);
+        assert_eq!(world.post("/generate", long("/generate")).await.status, 503);
+        world.router.end_requests();
+    };
+    let (reply, ()) = tokio::join!(running, end);
+    let events = reply.events();
+    assert!(events.len() > 1);
+    insta::assert_snapshot!(events.last().unwrap(), @r#"{"error":"Request failed during generation: the server is shutting down","error_type":"generation"}"#);
+}
+
+#[tokio::test]
+async fn metrics_tell_what_happened() {
+    let world = World::new().await;
+    let body = json!({"inputs": "abc", "parameters": {"max_new_tokens": 5, "ignore_eos": true}});
+    assert_eq!(world.post("/generate", body).await.status, 200);
+    assert_eq!(
+        world.post("/generate", json!({"inputs": ""})).await.status,
+        422
+    );
+    world.wait_for_quiet().await;
+    for (name, expected) in [
+        ("tgi_request_count", 2.0),
+        ("tgi_request_success", 1.0),
+        ("tgi_request_failure{err=\"validation\"}", 1.0),
+        ("tgi_request_duration_count", 1.0),
+        ("tgi_request_queue_duration_count", 1.0),
+        ("tgi_request_input_length_sum", 4.0),
+        ("tgi_request_generated_tokens_sum", 5.0),
+        ("tgi_request_max_new_tokens_sum", 5.0),
+        ("penstock_time_to_first_token_duration_count", 1.0),
+        ("penstock_inter_token_duration_count", 4.0),
+        ("tgi_batch_inference_count{method=\"prefill\"}", 1.0),
+        ("tgi_queue_size", 0.0),
+        ("penstock_engines_ready_total", 1.0),
+    ] {
+        assert_eq!(world.metric(name).await, expected, "{name}");
+    }
+    assert!(world.metric("tgi_batch_next_size_count").await >= 5.0);
+    assert_eq!(world.metric("penstock_kv_blocks_total").await, 2048.0);
+}

@@ -1,0 +1,251 @@
+use serde_json::json;
+
+use crate::world::World;
+
+const SHORT: &str = "once upon a time";
+
+fn greedy(max_new_tokens: u32) -> serde_json::Value {
+    json!({"max_new_tokens": max_new_tokens})
+}
+
+#[tokio::test]
+async fn generate_answers_with_text() {
+    let world = World::new().await;
+    let reply = world
+        .post(
+            "/generate",
+            json!({"inputs": SHORT, "parameters": greedy(8)}),
+        )
+        .await;
+    insta::assert_snapshot!(reply.show(), @r#"
+200
+{"generated_text":"9ubv"}
+"#);
+    let full = json!({"max_new_tokens": 8, "return_full_text": true});
+    let reply = world
+        .post("/generate", json!({"inputs": SHORT, "parameters": full}))
+        .await;
+    insta::assert_snapshot!(reply.show(), @r#"
+200
+{"generated_text":"once upon a time9ubv"}
+"#);
+}
+
+#[tokio::test]
+async fn details_list_tokens_and_candidates() {
+    let world = World::new().await;
+    let parameters = json!({"max_new_tokens": 2, "details": true, "top_n_tokens": 2, "seed": 5, "do_sample": true});
+    let reply = world
+        .post(
+            "/generate",
+            json!({"inputs": SHORT, "parameters": parameters}),
+        )
+        .await;
+    insta::assert_snapshot!(reply.show(), @r#"
+200
+{"generated_text":"9u","details":{"finish_reason":"length","generated_tokens":2,"seed":5,"prefill":[],"tokens":[{"id":40,"text":"9","logprob":-0.45867515,"special":false},{"id":20,"text":"u","logprob":-0.45867515,"special":false}],"top_tokens":[[{"id":40,"text":"9","logprob":-0.45867515,"special":false},{"id":41,"text":"�","logprob":-1.4586751,"special":false}],[{"id":20,"text":"u","logprob":-0.45867515,"special":false},{"id":21,"text":"v","logprob":-1.4586751,"special":false}]]}}
+"#);
+}
+
+#[tokio::test]
+async fn compat_answers_with_a_list_and_the_prompt() {
+    let world = World::new().await;
+    let reply = world
+        .post("/", json!({"inputs": SHORT, "parameters": greedy(4)}))
+        .await;
+    insta::assert_snapshot!(reply.show(), @r#"
+200
+[{"generated_text":"once upon a time9ubv"}]
+"#);
+    let reply = world
+        .post(
+            "/",
+            json!({"inputs": SHORT, "parameters": greedy(2), "stream": true}),
+        )
+        .await;
+    insta::assert_snapshot!(reply.show(), @r#"
+200
+data: {"index":1,"token":{"id":40,"text":"9","logprob":-0.45867515,"special":false},"generated_text":null,"details":null}
+
+data: {"index":2,"token":{"id":20,"text":"u","logprob":-0.45867515,"special":false},"generated_text":"once upon a time9u","details":null}
+"#);
+}
+
+#[tokio::test]
+async fn streams_have_one_event_per_token() {
+    let world = World::new().await;
+    let parameters = json!({"max_new_tokens": 3, "details": true});
+    let reply = world
+        .post(
+            "/generate_stream",
+            json!({"inputs": SHORT, "parameters": parameters}),
+        )
+        .await;
+    insta::assert_snapshot!(reply.show(), @r#"
+200
+data: {"index":1,"token":{"id":40,"text":"9","logprob":-0.45867515,"special":false},"generated_text":null,"details":null}
+
+data: {"index":2,"token":{"id":20,"text":"u","logprob":-0.45867515,"special":false},"generated_text":null,"details":null}
+
+data: {"index":3,"token":{"id":1,"text":"b","logprob":-0.45867515,"special":false},"generated_text":"9ub","details":{"finish_reason":"length","generated_tokens":3,"seed":null,"input_length":17}}
+"#);
+    assert_eq!(reply.headers["content-type"], "text/event-stream");
+    assert_eq!(reply.headers["cache-control"], "no-cache");
+    assert_eq!(reply.headers["x-accel-buffering"], "no");
+    assert_eq!(reply.headers["x-compute-characters"], "16");
+}
+
+/// The text of every event together, what the last one says, and the plain answer are the same; also where characters
+/// are split over tokens.
+#[tokio::test]
+async fn a_stream_says_what_the_plain_answer_says() {
+    let world = World::new().await;
+    for prompt in ["a", "b c", "é", "0 1 2", "xyz.", "q,", "m é m"] {
+        let body = json!({"inputs": prompt, "parameters": {"max_new_tokens": 60, "details": true}});
+        let plain = world.post("/generate", body.clone()).await.json();
+        let events = world.post("/generate_stream", body).await.events();
+        let text: String = events
+            .iter()
+            .filter(|event| event["token"]["special"] == false)
+            .map(|event| event["token"]["text"].as_str().unwrap())
+            .collect();
+        let last = events.last().unwrap();
+        assert_eq!(last["generated_text"], plain["generated_text"]);
+        assert_eq!(
+            last["details"]["finish_reason"],
+            plain["details"]["finish_reason"]
+        );
+        assert_eq!(text, plain["generated_text"]);
+        let indices: Vec<u64> = events
+            .iter()
+            .map(|event| event["index"].as_u64().unwrap())
+            .collect();
+        assert_eq!(indices, (1..=events.len() as u64).collect::<Vec<_>>());
+        let num_tokens = plain["details"]["tokens"].as_array().unwrap().len();
+        assert_eq!(num_tokens, events.len());
+    }
+}
+
+/// Stops at the answer's own fourth and fifth character, which are two tokens.
+#[tokio::test]
+async fn a_stop_string_over_two_tokens_is_kept_and_ends_the_answer() {
+    let world = World::new().await;
+    let body = json!({"inputs": "once upon", "parameters": greedy(8)});
+    let text = world.post("/generate", body).await.json()["generated_text"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let characters: Vec<char> = text.chars().collect();
+    let stop: String = characters[3..5].iter().collect();
+    let expected: String = characters[..5].iter().collect();
+    let parameters = json!({"max_new_tokens": 8, "stop": [stop], "details": true});
+    let body = json!({"inputs": "once upon", "parameters": parameters});
+    let reply = world.post("/generate", body.clone()).await.json();
+    assert_eq!(reply["generated_text"], expected);
+    assert_eq!(reply["details"]["finish_reason"], "stop_sequence");
+    assert_eq!(reply["details"]["generated_tokens"], 5);
+    let events = world.post("/generate_stream", body).await.events();
+    assert_eq!(events.last().unwrap()["generated_text"], expected);
+    world.wait_for_quiet().await;
+    assert_eq!(world.metric("tgi_request_success").await, 3.0);
+}
+
+/// Absent parameters sample; parameters that say nothing do not.
+#[tokio::test]
+async fn the_rule_for_do_sample_is_tgis() {
+    let world = World::new().await;
+    let seed = |body: serde_json::Value| {
+        let world = &world;
+        async move {
+            let events = world.post("/generate_stream", body).await.events();
+            events.last().unwrap()["details"]["seed"].clone()
+        }
+    };
+    let with = |parameters: serde_json::Value| json!({"inputs": "a", "parameters": parameters});
+    assert!(
+        seed(with(json!({"details": true, "max_new_tokens": 1})))
+            .await
+            .is_null()
+    );
+    assert!(
+        seed(with(
+            json!({"details": true, "max_new_tokens": 1, "do_sample": true})
+        ))
+        .await
+        .is_u64()
+    );
+    assert!(
+        seed(with(
+            json!({"details": true, "max_new_tokens": 1, "top_k": 3})
+        ))
+        .await
+        .is_u64()
+    );
+    let large = u64::MAX;
+    let given = with(json!({"details": true, "max_new_tokens": 1, "top_p": 0.5, "seed": large}));
+    assert_eq!(seed(given).await, large);
+}
+
+#[tokio::test]
+async fn absent_max_new_tokens_is_what_is_left() {
+    let world = World::new().await;
+    let body = json!({"inputs": SHORT, "parameters": {"details": true, "ignore_eos": true}});
+    let reply = world.post("/generate", body).await.json();
+    // 80 less the prompt: 16 characters and <s>.
+    assert_eq!(reply["details"]["generated_tokens"], 80 - 17);
+    assert_eq!(reply["details"]["finish_reason"], "length");
+    let cut = json!({"inputs": SHORT, "parameters": {"details": true, "ignore_eos": true, "truncate": 4}});
+    let reply = world.post("/generate", cut).await.json();
+    assert_eq!(reply["details"]["generated_tokens"], 76);
+}
+
+#[tokio::test]
+async fn whole_answers_carry_times_and_counts() {
+    let world = World::new().await;
+    let reply = world
+        .post(
+            "/generate",
+            json!({"inputs": SHORT, "parameters": greedy(4)}),
+        )
+        .await;
+    let names = [
+        "x-total-time",
+        "x-validation-time",
+        "x-queue-time",
+        "x-inference-time",
+        "x-time-per-token",
+    ];
+    for name in names {
+        assert!(
+            reply.headers[name].to_str().unwrap().parse::<u64>().is_ok(),
+            "{name}"
+        );
+    }
+    assert!(
+        reply.headers["x-compute-time"]
+            .to_str()
+            .unwrap()
+            .parse::<f64>()
+            .unwrap()
+            > 0.0
+    );
+    assert_eq!(reply.headers["x-compute-type"], "1-cpu");
+    assert_eq!(reply.headers["x-prompt-tokens"], "17");
+    assert_eq!(reply.headers["x-generated-tokens"], "4");
+    assert_eq!(reply.headers["x-compute-characters"], "16");
+}
+
+#[tokio::test]
+async fn errors_have_tgis_form() {
+    let world = World::new().await;
+    let body = json!({"inputs": "", "parameters": greedy(4)});
+    insta::assert_snapshot!(world.post("/generate", body.clone()).await.show(), @r#"
+422
+{"error":"Input validation error: `inputs` cannot be empty","error_type":"validation"}
+"#);
+    // A stream says so in one event, with status 200.
+    insta::assert_snapshot!(world.post("/generate_stream", body).await.show(), @r#"
+200
+data: {"error":"Input validation error: `inputs` cannot be empty","error_type":"validation"}
+"#);
+}

@@ -1,0 +1,5 @@
+//! Driver, scheduler and engines together, without Python.
+
+mod driver;
+mod grpc;
+mod support;

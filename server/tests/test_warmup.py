@@ -1,0 +1,56 @@
+"""Warm-up: it runs the sizes, leaves nothing behind, and sees whether rows depend on one another."""
+
+import pytest
+from shard_testkit.engines import EngineSizes, LocalEngine, integer_model
+from shard_testkit.integer import IntegerReference
+
+from penstock_server.plan_encoding import PlanDraft, PlanRow
+from penstock_server.row_status import RowStatus
+from penstock_server.warmup import warm_up
+
+REFERENCE = IntegerReference()
+
+
+@pytest.fixture
+def model(tmp_path):
+    return integer_model(REFERENCE, tmp_path)
+
+
+def test_it_runs_every_size_and_leaves_the_engine_clear(model):
+    engine = LocalEngine(model, EngineSizes(), inline=True)
+    shapes, fractions = set(), []
+    forward = model.forward
+
+    def watched(batch, kv):
+        shapes.add((len(batch.token_ids), len(batch.attention.seq_lens)))
+        return forward(batch, kv)
+
+    model.forward = watched
+    assert warm_up(engine.engine, "cpu", fractions.append)
+    assert {(size, size) for size in (1, 2, 4, 8, 16, 32)} <= shapes
+    assert {(size, 1) for size in (8, 16, 32, 48, 64)} <= shapes
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
+    rows = engine.run(PlanDraft(rows=[PlanRow(seat) for seat in range(8)])).rows
+    assert {row.status for row in rows} == {RowStatus.DEAD}
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        EngineSizes(num_seats=1, max_rows=1, max_tokens=1, max_seq_len=2, num_blocks=2),
+        EngineSizes(num_seats=4, max_rows=4, max_tokens=4, max_seq_len=3, num_blocks=2, tokens_per_block=1),
+        EngineSizes(tokens_per_block=1, max_seq_len=5, num_blocks=3),
+        EngineSizes(tokens_per_block=256, max_seq_len=300, num_blocks=2),
+    ],
+)
+def test_the_smallest_shards_can_be_warmed(model, sizes):
+    engine = LocalEngine(model, sizes, inline=True)
+    assert not warm_up(engine.engine, "cpu", lambda fraction: None), "too small to compare rows"
+
+
+def test_rows_that_depend_on_their_neighbours_are_noticed(model):
+    engine = LocalEngine(model, EngineSizes(), inline=True)
+    logits = model.logits
+    model.logits = lambda hidden: logits(hidden) * (1 + 1e-6 * hidden.shape[0])
+    assert not warm_up(engine.engine, "cpu", lambda fraction: None)

@@ -31,10 +31,10 @@ class Document:
 
 MIX: list[tuple[float, Callable[[World], list[Turn]]]] = [
     (0.07, dialogues.story),
-    (0.36, dialogues.reading),
+    (0.27, dialogues.reading),
     (0.03, dialogues.story_reading),
-    (0.16, dialogues.arithmetic),
-    (0.14, formats.lists),
+    (0.22, dialogues.arithmetic),
+    (0.17, formats.lists),
     (0.13, formats.json_object),
     (0.04, formats.general),
     (0.07, chat.small_talk),

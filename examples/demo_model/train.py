@@ -26,9 +26,8 @@ from run import Run
 from threads import ThreadGovernor
 
 STAGES = [
-    Stage(256, 12, 2, 20_000_000),
-    Stage(512, 6, 4, 5_000_000),
-    Stage(1024, 3, 10, 5_000_000),
+    Stage(256, 12, 2, 10_700_000),
+    Stage(1024, 3, 10, 1_500_000),
 ]
 WARMUP_STEPS = 120
 # The last share of the steps brings the rate down to nothing.

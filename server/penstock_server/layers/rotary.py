@@ -16,13 +16,25 @@ turns by the prompt's whole length.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 
 from penstock_kernels.rotary import rotation
-from penstock_server.models.config import RopeConfig
 
 Rotation = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class RopeConfig:
+    """Rotary frequencies. `kind` says which of the other fields matter."""
+
+    kind: str  # "default", "linear", "dynamic" or "llama3"
+    theta: float
+    factor: float = 1.0  # linear, dynamic, llama3
+    low_freq_factor: float = 1.0  # llama3
+    high_freq_factor: float = 4.0  # llama3
+    original_max_positions: int = 0  # dynamic, llama3: the length that the model was trained at
 
 
 class RotaryEmbedding:

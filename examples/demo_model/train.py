@@ -14,16 +14,15 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import batches
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
-import batches
 from batches import Stage
 from exam import quick_check
 from model import Llama
 from run import Run
 from threads import ThreadGovernor
+from torch import Tensor
 
 STAGES = [
     Stage(256, 12, 2, 10_700_000),

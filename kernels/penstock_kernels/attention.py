@@ -85,8 +85,8 @@ class _Attend:
         if group.num_rows * num_kv_heads == 1:
             # A single product would be split over MKL's own threads, and be summed in another order than in a batch.
             query, keys, values = (x.expand(2, -1, -1, -1) for x in (query, keys, values))
-        out = self._softmax(query, keys, values, group.mask)
-        return out[: group.num_rows, :, :num_queries]
+            return self._softmax(query, keys, values, group.mask)[:1, :, :num_queries]
+        return self._softmax(query, keys, values, group.mask)[:, :, :num_queries]
 
     def prompt(self, query: torch.Tensor, row: PromptRow, out: torch.Tensor) -> None:
         """Fills `out` [Q, K, G, D]. KV heads are the batch, and the heads of one share it by a stride of 0."""

@@ -42,8 +42,8 @@ pub enum ModelError {
 }
 
 impl Model {
-    /// Reads config.json and tokenizer.json, and generation_config.json, tokenizer_config.json and chat_template.jinja
-    /// where they are.
+    /// Reads `config.json` and `tokenizer.json`, and where they are `generation_config.json`, `tokenizer_config.json` and
+    /// `chat_template.jinja`.
     pub fn load(folder: &Path, name: Option<String>) -> Result<Self, ModelError> {
         let config = read_json(folder, "config.json")?.ok_or(ModelError::Missing {
             folder: folder.to_owned(),
@@ -185,7 +185,7 @@ fn special_tokens(tokenizer_config: &Value) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// `chat_template.jinja` wins over tokenizer_config.json, as in transformers; of a named list `default` is taken.
+/// `chat_template.jinja` wins over `tokenizer_config.json`, as in transformers; of a named list `default` is taken.
 fn chat_template(
     folder: &Path,
     tokenizer_config: &Value,

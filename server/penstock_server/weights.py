@@ -143,7 +143,7 @@ def _return_freed_memory() -> None:
     """Gives freed buffers back to the system: glibc would keep those of the unpacked weights."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
-        trim(0)
+        pass
 
 
 def _open(path: Path) -> Any:

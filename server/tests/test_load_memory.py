@@ -1,7 +1,7 @@
 """Memory while a rank loads and after, measured in a process of its own.
 
-The model has about 135 million random parameters, stored in bfloat16, and tied embeddings. The base of a rank is what the same
-process holds after loading and running a tiny model: libraries, thread stacks, oneDNN's code.
+The model has about 135 million random parameters, stored in bfloat16, and tied embeddings. The base of a rank is what
+the same process holds after loading and running a tiny model: libraries, thread stacks, oneDNN's code.
 """
 
 import json

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use axum::body::HttpBody;
 use axum::extract::Request;
 use axum::http::header::CONTENT_TYPE;
 use bytes::Bytes;
@@ -20,6 +21,7 @@ impl App {
     pub(super) async fn read_body(&self, request: Request) -> Result<JsonBody, ApiError> {
         check_media_type(&request)?;
         let limit = self.limits.payload_limit;
+        let stated = request.body().size_hint().exact();
         let body = Limited::new(request.into_body(), limit).collect();
         let Ok(read) = tokio::time::timeout(BODY_TIMEOUT, body).await else {
             let seconds = BODY_TIMEOUT.as_secs();
@@ -29,7 +31,10 @@ impl App {
         match read {
             Ok(body) => Ok(JsonBody(body.to_bytes())),
             Err(error) if error.is::<LengthLimitError>() => {
-                let message = format!("the body must have <= {limit} bytes (--payload-limit)");
+                let given = stated.map_or_else(|| "more".to_owned(), |stated| stated.to_string());
+                let message = format!(
+                    "the body must have <= {limit} bytes (--payload-limit). Given: {given}"
+                );
                 Err(ApiError::new(ErrorKind::TooLarge, message))
             }
             Err(error) => {
@@ -64,6 +69,13 @@ pub(super) struct JsonBody(Bytes);
 impl JsonBody {
     /// Takes the fields of `T`; unknown fields are ignored.
     pub(super) fn parse<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
+        // A list would be taken for the fields in their order.
+        if self.0.trim_ascii_start().first() == Some(&b'[') {
+            return Err(wrong_type(
+                ".",
+                "the body must be a JSON object. Given: a list",
+            ));
+        }
         let mut deserializer = serde_json::Deserializer::from_slice(&self.0);
         let parsed = serde_path_to_error::deserialize(&mut deserializer);
         let parsed = match parsed {

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Rest, Serde, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value};
-use serde_json::Value as Json;
+use serde_json::{Map, Value as Json};
 
 use super::{methods, python, strftime};
 
@@ -17,7 +17,7 @@ const FUEL: u64 = 1_000_000;
 /// Marks the end of an answer that is to be continued; templates strip or move text, so it is searched, not counted.
 const CONTINUE_MARK: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
 
-/// Names under which templates look for a message's reasoning; transformers fills the first two from any of them.
+/// Names under which clients send a message's reasoning; templates find it under the first two.
 const REASONING_FIELDS: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 /// A compiled template with the model's special tokens.
@@ -164,9 +164,10 @@ fn alias_reasoning(message: &mut Json) {
         .iter()
         .find_map(|name| fields.get(*name).filter(|value| !value.is_null()).cloned());
     if let Some(reasoning) = reasoning {
-        for name in &REASONING_FIELDS[..2] {
-            fields.entry(*name).or_insert_with(|| reasoning.clone());
-        }
+        let mut aliased = Map::from_iter([("thinking".to_owned(), reasoning.clone())]);
+        aliased.append(fields);
+        aliased.insert("reasoning_content".to_owned(), reasoning);
+        *fields = aliased;
     }
 }
 
@@ -217,6 +218,10 @@ fn rewrite_generation_tags(source: &str) -> String {
 }
 
 /// `json.dumps` as transformers binds it: `tojson(ensure_ascii=False, indent=None, separators=None, sort_keys=False)`.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "minijinja hands filters their arguments by value"
+)]
 fn tojson(value: Value, positional: Rest<Value>, kwargs: Kwargs) -> Result<String, Error> {
     let argument = |index: usize, name: &str| -> Result<Option<Value>, Error> {
         let value = match positional.get(index) {

@@ -11,8 +11,9 @@ fn messages(json: &str) -> Vec<Json> {
 }
 
 /// Renders an expression over one message whose content is `value`.
-fn eval(expression: &str, value: Json) -> String {
-    let messages = [serde_json::json!({"role": "user", "content": value})];
+fn eval(expression: &str, value: impl Into<Json>) -> String {
+    let content: Json = value.into();
+    let messages = [serde_json::json!({"role": "user", "content": content})];
     let source = format!("{{% set x = messages[0].content %}}{expression}");
     template(&source)
         .render(&messages)
@@ -66,7 +67,7 @@ fn values_print_as_in_python() {
 }
 "#);
     assert_eq!(
-        eval("{{ x | tojson }}", "<a href='x'>&".into()),
+        eval("{{ x | tojson }}", "<a href='x'>&"),
         r#""<a href='x'>&""#
     );
     assert_eq!(
@@ -80,7 +81,7 @@ fn values_print_as_in_python() {
 fn tests_and_methods_follow_python() {
     let kinds = "{{ x is iterable }} {{ x is sequence }} {{ x is mapping }} {{ x is string }}";
     assert_eq!(eval(kinds, Json::Null), "False False False False");
-    assert_eq!(eval(kinds, "s".into()), "True True False True");
+    assert_eq!(eval(kinds, "s"), "True True False True");
     assert_eq!(eval(kinds, serde_json::json!({})), "True True True False");
     let methods = [
         ("{{ x.strip().split(',')[::-1] }}", " a,b "),
@@ -100,7 +101,7 @@ fn tests_and_methods_follow_python() {
     ];
     let rendered: Vec<String> = methods
         .iter()
-        .map(|(expression, text)| eval(expression, (*text).into()))
+        .map(|(expression, text)| eval(expression, *text))
         .collect();
     insta::assert_snapshot!(rendered.join("\n"), @r#"
 ['b', 'a']
@@ -159,5 +160,5 @@ fn a_template_that_runs_for_ever_is_stopped() {
 fn errors_name_the_line() {
     let error = ChatTemplate::new("\n{% if %}", BTreeMap::new()).unwrap_err();
     assert!(error.to_string().ends_with("(line 2)"), "{error}");
-    assert!(eval("\n{{ x.nothing() }}", "s".into()).ends_with("(line 2)"));
+    assert!(eval("\n{{ x.nothing() }}", "s").ends_with("(line 2)"));
 }

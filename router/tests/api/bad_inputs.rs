@@ -72,22 +72,22 @@ async fn bodies_that_are_no_requests() {
 /generate, no JSON => 400 {"error":"the body is not valid JSON: expected value at line 1 column 1","error_type":"validation"}
 /generate, empty => 400 {"error":"the body is not valid JSON: EOF while parsing a value at line 1 column 0","error_type":"validation"}
 /generate, two values => 400 {"error":"the body is not valid JSON: trailing characters at line 1 column 33","error_type":"validation"}
-/generate, a list => 422 {"error":"Input validation error: `[0]`: invalid type: integer `1`, expected a string","error_type":"validation"}
+/generate, a list => 422 {"error":"Input validation error: the body must be a JSON object. Given: a list","error_type":"validation"}
 /generate, nothing in it => 422 {"error":"Input validation error: missing field `inputs`","error_type":"validation"}
 /generate, no content type => 415 {"error":"the header `Content-Type` must be application/json. Given: none","error_type":"validation"}
 /generate, a form => 415 {"error":"the header `Content-Type` must be application/json. Given: \"application/x-www-form-urlencoded\"","error_type":"validation"}
 /generate, 2000 bytes => 422 {"error":"Input validation error: `inputs`: invalid type: integer `1`, expected a string","error_type":"validation"}
-/generate, 2001 bytes => 413 {"error":"the body must have <= 2000 bytes (--payload-limit)","error_type":"validation"}
+/generate, 2001 bytes => 413 {"error":"the body must have <= 2000 bytes (--payload-limit). Given: 2001","error_type":"validation"}
 /v1/chat/completions, cut off => 400 {"error":{"message":"the body is not valid JSON: EOF while parsing a string at line 1 column 13","type":"invalid_request_error","param":null,"code":"malformed_json","http_status_code":400},"error_type":"validation"}
 /v1/chat/completions, no JSON => 400 {"error":{"message":"the body is not valid JSON: expected value at line 1 column 1","type":"invalid_request_error","param":null,"code":"malformed_json","http_status_code":400},"error_type":"validation"}
 /v1/chat/completions, empty => 400 {"error":{"message":"the body is not valid JSON: EOF while parsing a value at line 1 column 0","type":"invalid_request_error","param":null,"code":"malformed_json","http_status_code":400},"error_type":"validation"}
 /v1/chat/completions, two values => 400 {"error":{"message":"the body is not valid JSON: trailing characters at line 1 column 33","type":"invalid_request_error","param":null,"code":"malformed_json","http_status_code":400},"error_type":"validation"}
-/v1/chat/completions, a list => 400 {"error":{"message":"Input validation error: `[0]`: invalid type: integer `1`, expected a string","type":"invalid_request_error","param":"[0]","code":"invalid_type","http_status_code":400},"error_type":"validation"}
+/v1/chat/completions, a list => 400 {"error":{"message":"Input validation error: the body must be a JSON object. Given: a list","type":"invalid_request_error","param":null,"code":"invalid_type","http_status_code":400},"error_type":"validation"}
 /v1/chat/completions, nothing in it => 400 {"error":{"message":"Input validation error: missing field `messages`","type":"invalid_request_error","param":"messages","code":"invalid_type","http_status_code":400},"error_type":"validation"}
 /v1/chat/completions, no content type => 415 {"error":{"message":"the header `Content-Type` must be application/json. Given: none","type":"invalid_request_error","param":"Content-Type","code":"unsupported_media_type","http_status_code":415},"error_type":"validation"}
 /v1/chat/completions, a form => 415 {"error":{"message":"the header `Content-Type` must be application/json. Given: \"application/x-www-form-urlencoded\"","type":"invalid_request_error","param":"Content-Type","code":"unsupported_media_type","http_status_code":415},"error_type":"validation"}
 /v1/chat/completions, 2000 bytes => 400 {"error":{"message":"Input validation error: `messages`: invalid type: integer `1`, expected a list","type":"invalid_request_error","param":"messages","code":"invalid_type","http_status_code":400},"error_type":"validation"}
-/v1/chat/completions, 2001 bytes => 413 {"error":{"message":"the body must have <= 2000 bytes (--payload-limit)","type":"invalid_request_error","param":null,"code":"payload_too_large","http_status_code":413},"error_type":"validation"}
+/v1/chat/completions, 2001 bytes => 413 {"error":{"message":"the body must have <= 2000 bytes (--payload-limit). Given: 2001","type":"invalid_request_error","param":null,"code":"payload_too_large","http_status_code":413},"error_type":"validation"}
 "#);
 }
 

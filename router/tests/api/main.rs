@@ -1,9 +1,17 @@
-//! Whole requests against the routes over the deterministic fake engine.
+//! Whole requests against the routes over the deterministic fake engine. The modules are marked as tests for the lint
+//! that lets tests unwrap.
 
+#[cfg(test)]
 mod bad_inputs;
+#[cfg(test)]
 mod connections;
+#[cfg(test)]
 mod lifecycle;
+#[cfg(test)]
 mod openai;
+#[cfg(test)]
 mod routes;
+#[cfg(test)]
 mod tgi;
+#[cfg(test)]
 mod world;

@@ -34,8 +34,8 @@ MIX: list[tuple[float, Callable[[World], list[Turn]]]] = [
     (0.27, dialogues.reading),
     (0.03, dialogues.story_reading),
     (0.22, dialogues.arithmetic),
-    (0.17, formats.lists),
-    (0.13, formats.json_object),
+    (0.26, formats.lists),
+    (0.06, formats.json_object),
     (0.04, formats.general),
     (0.07, chat.small_talk),
 ]

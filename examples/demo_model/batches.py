@@ -6,12 +6,11 @@ A chunk of steps has its own seed, so a resumed run sees what an unbroken one wo
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import generate
+import text
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
-
-import generate
-import text
 
 CHUNK_STEPS = 100
 _POOL = 64
@@ -59,9 +58,7 @@ def steps(tokenizer: Tokenizer, stage: Stage, seed: int, first: int) -> Iterator
     step = first
     while True:
         chunk = step // CHUNK_STEPS
-        docs = generate.documents(
-            seed * 1_000_003 + stage.length * 10_007 + chunk, stage.max_groups
-        )
+        docs = generate.documents(seed * 1_000_003 + stage.length * 10_007 + chunk, stage.max_groups)
         rows = pack(text.encode(tokenizer, docs), stage.length)
         for index in range(chunk * CHUNK_STEPS, (chunk + 1) * CHUNK_STEPS):
             batch = [next(rows) for _ in range(stage.rows)]

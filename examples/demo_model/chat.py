@@ -18,9 +18,7 @@ def small_talk(world: World) -> list[Turn]:
     """Greetings and facts about the user, asked back later."""
     turns = [world.pick(_GREETINGS)] if world.chance(0.5) else []
     name = world.person().name
-    topics = world.sample(
-        [_my_name, _my_thing, _my_food, _my_color, _my_pet, _my_age], world.pick([1, 2, 2, 3])
-    )
+    topics = world.sample([_my_name, _my_thing, _my_food, _my_color, _my_pet, _my_age], world.pick([1, 2, 2, 3]))
     told = [topic(world, name) for topic in topics]
     turns += [tell for tell, _ in told]
     if world.chance(0.3):
@@ -33,12 +31,8 @@ def small_talk(world: World) -> list[Turn]:
 
 
 def _my_name(world: World, name: str) -> tuple[Turn, Turn]:
-    tell = world.pick(
-        [f"My name is {name}.", f"I am {name}.", f"Hello, my name is {name}.", f"Hi, I am {name}!"]
-    )
-    return Turn(tell, f"Nice to meet you, {name}!"), known(
-        "What is my name?", f"Your name is {name}.", name
-    )
+    tell = world.pick([f"My name is {name}.", f"I am {name}.", f"Hello, my name is {name}.", f"Hi, I am {name}!"])
+    return Turn(tell, f"Nice to meet you, {name}!"), known("What is my name?", f"Your name is {name}.", name)
 
 
 def _my_thing(world: World, name: str) -> tuple[Turn, Turn]:
@@ -69,13 +63,9 @@ def _my_pet(world: World, name: str) -> tuple[Turn, Turn]:
     pet, animal = world.person((name,)).name, world.pick(words.ANIMALS)
     while not world.allows(pet, animal):
         animal = world.pick(words.ANIMALS)
-    tell = Turn(
-        f"I have {words.a(animal)} named {pet}.", f"{pet} is a lovely name for {words.a(animal)}."
-    )
+    tell = Turn(f"I have {words.a(animal)} named {pet}.", f"{pet} is a lovely name for {words.a(animal)}.")
     if world.chance(0.5):
-        return tell, known(
-            f"What is the name of my {animal}?", f"Your {animal} is called {pet}.", pet
-        )
+        return tell, known(f"What is the name of my {animal}?", f"Your {animal} is called {pet}.", pet)
     return tell, known("What animal do I have?", f"You have {words.a(animal)} named {pet}.", animal)
 
 
@@ -87,9 +77,7 @@ def _my_age(world: World, name: str) -> tuple[Turn, Turn]:
     )
 
 
-_SKILLS = (
-    "I can tell stories, answer questions about them, add small numbers, and write lists and JSON."
-)
+_SKILLS = "I can tell stories, answer questions about them, add small numbers, and write lists and JSON."
 _GREETINGS = [
     Turn(user, "Hello! How can I help you?")
     for user in (
@@ -108,8 +96,7 @@ _GREETINGS = [
     )
 ]
 _GREETINGS += [
-    Turn(user, "I am fine, thank you!")
-    for user in ("How are you?", "Hello, how are you?", "How are you today?")
+    Turn(user, "I am fine, thank you!") for user in ("How are you?", "Hello, how are you?", "How are you today?")
 ]
 _GREETINGS += [
     Turn(user, reply)

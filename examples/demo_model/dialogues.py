@@ -142,9 +142,7 @@ def _place_passage(world: World, text: str, turns: list[Turn]) -> list[Turn]:
         ]
     )
     if shape == "remember":
-        user = world.pick(
-            [f"Remember this: {text}", f"Please remember this. {text}", f"Listen: {text}"]
-        )
+        user = world.pick([f"Remember this: {text}", f"Please remember this. {text}", f"Listen: {text}"])
         return [
             Turn(user, world.pick(["Okay, I will remember that.", "I will remember it."])),
             *turns,
@@ -155,10 +153,7 @@ def _place_passage(world: World, text: str, turns: list[Turn]) -> list[Turn]:
 def arithmetic(world: World) -> list[Turn]:
     """One to three bare sums or word problems with numbers up to 20."""
     makers = (_bare_sum, _word_problem, _compare, _count)
-    return [
-        world.pick([*makers, _word_problem, _bare_sum])(world)
-        for _ in range(world.pick([1, 2, 3, 4]))
-    ]
+    return [world.pick([*makers, _word_problem, _bare_sum])(world) for _ in range(world.pick([1, 2, 3, 4]))]
 
 
 def _operands(world: World) -> tuple[str, int, int, int]:

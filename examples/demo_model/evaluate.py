@@ -14,14 +14,13 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import torch
-from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
 import generate
 import heldout
 import page
 import text
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from world import World
 
 REPOSITORY = Path(__file__).parents[2]
@@ -46,9 +45,7 @@ class Demo:
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
     def reply(self, messages: list[dict[str, str]], temperature: float = 0.0) -> Reply:
-        prompt = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False
-        )
+        prompt = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         return self.complete(prompt, temperature, add_special_tokens=False)
 
     def answer(self, messages: list[dict[str, str]] | str) -> str:
@@ -56,20 +53,12 @@ class Demo:
         return (self.complete if isinstance(messages, str) else self.reply)(messages).text.strip()
 
     @torch.no_grad()
-    def complete(
-        self, prompt: str, temperature: float = 0.0, add_special_tokens: bool = True
-    ) -> Reply:
-        ids = self.tokenizer(
-            prompt, add_special_tokens=add_special_tokens, return_tensors="pt"
-        ).input_ids
-        sampling = (
-            {"do_sample": True, "temperature": temperature, "top_k": 0}
-            if temperature
-            else {"do_sample": False}
-        )
-        out = self.model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=MAX_NEW_TOKENS, **sampling
-        )[0, ids.shape[1] :].tolist()
+    def complete(self, prompt: str, temperature: float = 0.0, add_special_tokens: bool = True) -> Reply:
+        ids = self.tokenizer(prompt, add_special_tokens=add_special_tokens, return_tensors="pt").input_ids
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+        out = self.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=MAX_NEW_TOKENS, **sampling)[
+            0, ids.shape[1] :
+        ].tolist()
         ended = out[-1] == text.EOS
         return Reply(self.tokenizer.decode(out, skip_special_tokens=True), out, ended)
 
@@ -87,9 +76,7 @@ def most_repeated(reply: Reply) -> int:
 def heldout_loss(demo: Demo, tokenizer: Tokenizer, num_documents: int = 300) -> tuple[float, float]:
     """Mean loss per reply token on held-out text: over exact answers, and over all replies."""
     exact, every = [], []
-    for ids, weights in text.encode(
-        tokenizer, itertools.islice(_heldout_documents(), num_documents)
-    ):
+    for ids, weights in text.encode(tokenizer, itertools.islice(_heldout_documents(), num_documents)):
         logits = demo.model(torch.tensor([ids])).logits[0, :-1]
         losses = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="none")
         kept = torch.tensor(weights[1:])
@@ -129,9 +116,7 @@ def score(demo: Demo) -> tuple[dict[str, str], list[tuple[str, str, str]]]:
     return {
         "greedy exact answers": f"{right.total()} of {asked.total()} ({kinds})",
         sampled_name: f"{ended} of {len(sampled)}",
-        f"replies with a 4-gram more than {MAX_REPEATS} times": (
-            f"{repeating} of {len(greedy + sampled)}"
-        ),
+        f"replies with a 4-gram more than {MAX_REPEATS} times": (f"{repeating} of {len(greedy + sampled)}"),
         "held-out loss per token, exact answers": f"{exact:.4f}",
         "held-out loss per token, all replies": f"{every:.4f}",
     }, wrong
@@ -139,13 +124,9 @@ def score(demo: Demo) -> tuple[dict[str, str], list[tuple[str, str, str]]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--model", type=Path, default=REPOSITORY / "server/penstock_server/demo_model"
-    )
+    parser.add_argument("--model", type=Path, default=REPOSITORY / "server/penstock_server/demo_model")
     parser.add_argument("--page", type=Path, default=REPOSITORY / "docs/demo-model.md")
-    parser.add_argument(
-        "--fixtures", action="store_true", help="write tests/fixtures/demo_*.json, too"
-    )
+    parser.add_argument("--fixtures", action="store_true", help="write tests/fixtures/demo_*.json, too")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

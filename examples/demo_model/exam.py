@@ -6,13 +6,12 @@ published scores come from evaluate.py.
 
 from collections import Counter
 
-import torch
-import torch.nn.functional as F
-from tokenizers import Tokenizer
-
 import heldout
 import text
+import torch
+import torch.nn.functional as F
 from model import Llama
+from tokenizers import Tokenizer
 
 
 @torch.no_grad()

@@ -58,9 +58,7 @@ def _given_list(world: World) -> Turn:
     text = words.join_and(items)
     style = world.pick(["-", "1", ","])
     if style == "-":
-        user = world.pick(
-            [f"Make a list of {text}.", f"Write {text} as a list.", f"Put {text} in a list."]
-        )
+        user = world.pick([f"Make a list of {text}.", f"Write {text} as a list.", f"Put {text} in a list."])
         return Turn(user, "\n".join(f"- {item}" for item in items))
     if style == "1":
         user = world.pick([f"Make a numbered list of {text}.", f"Write {text} as a numbered list."])
@@ -120,9 +118,7 @@ def _from_sentences(world: World, fields: dict, chosen: list[str]) -> tuple[str,
         "place": "{n} is at the {v}.",
         "job": "{n} is {a}.",
     }
-    text = " ".join(
-        shapes[key].format(n=name, v=fields[key], a=words.a(str(fields[key]))) for key in chosen
-    )
+    text = " ".join(shapes[key].format(n=name, v=fields[key], a=words.a(str(fields[key]))) for key in chosen)
     user = world.pick(
         [
             f"Turn this into JSON: {text}",
@@ -145,9 +141,7 @@ def knowledge(world: World) -> Turn:
         return known(f"What is the opposite of {x}?", f"The opposite of {x} is {y}.", y)
     if kind == "sound":
         x, y = world.pick(words.SOUNDS).split("/")
-        return known(
-            f"What sound does {words.a(x)} make?", f"{words.a(x).capitalize()} says {y}.", y
-        )
+        return known(f"What sound does {words.a(x)} make?", f"{words.a(x).capitalize()} says {y}.", y)
     if kind == "baby":
         x, y = world.pick(words.BABIES).split("/")
         return known(f"What is a baby {x} called?", f"A baby {x} is called {words.a(y)}.", y)

@@ -31,10 +31,10 @@ class Document:
 
 MIX: list[tuple[float, Callable[[World], list[Turn]]]] = [
     (0.07, dialogues.story),
-    (0.36, dialogues.reading),
+    (0.27, dialogues.reading),
     (0.03, dialogues.story_reading),
-    (0.16, dialogues.arithmetic),
-    (0.14, formats.lists),
+    (0.22, dialogues.arithmetic),
+    (0.17, formats.lists),
     (0.13, formats.json_object),
     (0.04, formats.general),
     (0.07, chat.small_talk),
@@ -45,9 +45,7 @@ _CUMULATIVE = list(itertools.accumulate(share for share, _ in MIX))
 def exchange(world: World) -> list[Turn]:
     """One group of turns of a kind drawn from the mix."""
     roll = world.rng.random() * _CUMULATIVE[-1]
-    return next(maker for edge, (_, maker) in zip(_CUMULATIVE, MIX, strict=True) if roll <= edge)(
-        world
-    )
+    return next(maker for edge, (_, maker) in zip(_CUMULATIVE, MIX, strict=True) if roll <= edge)(world)
 
 
 def document(world: World, num_groups: int = 1) -> Document:
@@ -81,9 +79,7 @@ _PLAIN_SYSTEMS = [
 
 def styled(world: World) -> Document:
     """A dialogue whose system prompt changes the replies or holds what they need."""
-    kind = world.pick(
-        ["word", "word", "word", "json", "prefix", "suffix", "name", "passage", "secret"]
-    )
+    kind = world.pick(["word", "word", "word", "json", "prefix", "suffix", "name", "passage", "secret"])
     if kind == "name":
         name = world.person().name
         system = world.pick(

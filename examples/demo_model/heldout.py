@@ -74,12 +74,7 @@ def question(world: World, kind: str) -> Question:
 def exam(seed: int = EXAM_SEED, rounds: int = 1) -> list[Question]:
     """100 questions a round; the published exam is the first round of the default seed."""
     world = World(seed, heldout=True)
-    return [
-        question(world, kind)
-        for _ in range(rounds)
-        for kind, share in SHARES.items()
-        for _ in range(share)
-    ]
+    return [question(world, kind) for _ in range(rounds) for kind, share in SHARES.items() for _ in range(share)]
 
 
 def prompts() -> list[list[dict[str, str]]]:

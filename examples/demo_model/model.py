@@ -69,9 +69,7 @@ class Layer(nn.Module):
         self.down = nn.Parameter(torch.empty(shape.hidden, shape.feed_forward))
 
     def forward(self, x_BLD: Tensor, cos_LE: Tensor, sin_LE: Tensor, mask: Tensor) -> Tensor:
-        x_BLD = x_BLD + self._attention(
-            self._norm(x_BLD, self.attention_norm), cos_LE, sin_LE, mask
-        )
+        x_BLD = x_BLD + self._attention(self._norm(x_BLD, self.attention_norm), cos_LE, sin_LE, mask)
         gate, up = F.linear(self._norm(x_BLD, self.mlp_norm), self.gate_up).chunk(2, dim=-1)
         return x_BLD + F.linear(F.silu(gate) * up, self.down)
 

@@ -5,9 +5,8 @@ gate, up) are orthogonalised one by one.
 """
 
 import torch
-from torch import Tensor
-
 from model import Llama
+from torch import Tensor
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
@@ -70,9 +69,7 @@ class Optimizer:
     def _muon(self, parts: list[tuple[torch.nn.Parameter, slice]], rate: float) -> None:
         tall = [parameter[rows].shape[0] > parameter[rows].shape[1] for parameter, rows in parts]
         grads = [parameter.grad[rows] for parameter, rows in parts]
-        updates = orthogonalise(
-            torch.stack([g.mT if t else g for g, t in zip(grads, tall, strict=True)])
-        )
+        updates = orthogonalise(torch.stack([g.mT if t else g for g, t in zip(grads, tall, strict=True)]))
         for (parameter, rows), update, is_tall in zip(parts, updates, tall, strict=True):
             height, width = parameter[rows].shape
             change = update.mT if is_tall else update

@@ -86,9 +86,7 @@ def render(scores: dict[str, str], rows: list[tuple[str, str]], record: dict, sh
         "parameters": record["parameters"] / 1e6,
         "tokens": record["tokens"] / 1e6,
     }
-    return TEMPLATE.format(
-        **shape, **numbers, scores=_table(list(scores.items())), rows=_table(rows)
-    )
+    return TEMPLATE.format(**shape, **numbers, scores=_table(list(scores.items())), rows=_table(rows))
 
 
 def _table(rows: list[tuple[str, str]]) -> str:

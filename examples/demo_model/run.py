@@ -8,12 +8,11 @@ import os
 import platform
 from pathlib import Path
 
-import torch
-from tokenizers import Tokenizer
-
 import text
+import torch
 from model import Llama, Shape, export
 from optim import Optimizer
+from tokenizers import Tokenizer
 
 _POSITION = ("stage", "step", "num_updates", "tokens", "seconds")
 

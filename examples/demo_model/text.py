@@ -8,11 +8,10 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-
 import dialogues
 import generate
 import words
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 SPECIALS = ["<|pad|>", "<|bos|>", "<|eos|>", "<|system|>", "<|user|>", "<|assistant|>"]
 PAD, BOS, EOS, SYSTEM, USER, ASSISTANT = range(len(SPECIALS))
@@ -59,9 +58,7 @@ def train_tokenizer(num_documents: int = 30_000) -> Tokenizer:
         show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
-    texts = (
-        generate.show(doc) for doc in itertools.islice(generate.documents(seed=99), num_documents)
-    )
+    texts = (generate.show(doc) for doc in itertools.islice(generate.documents(seed=99), num_documents))
     # A line each keeps the words apart; the count outweighs accidental merges of rare text.
     forms = ["\n".join(forms) for forms in itertools.repeat(_word_forms(), 100)]
     tokenizer.train_from_iterator(itertools.chain(texts, forms), trainer)

@@ -14,21 +14,19 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import batches
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
-import batches
 from batches import Stage
 from exam import quick_check
 from model import Llama
 from run import Run
 from threads import ThreadGovernor
+from torch import Tensor
 
 STAGES = [
-    Stage(256, 12, 2, 20_000_000),
-    Stage(512, 6, 4, 5_000_000),
-    Stage(1024, 3, 10, 5_000_000),
+    Stage(256, 12, 2, 10_700_000),
+    Stage(1024, 3, 10, 1_500_000),
 ]
 WARMUP_STEPS = 120
 # The last share of the steps brings the rate down to nothing.

@@ -77,23 +77,23 @@ class _Attend:
         """[N, K, G, D]. The heads of a KV head are its queries, so keys and values are not repeated."""
         num_kv_heads, num_queries, head_dim = query.shape[1:]
         shape = (group.num_rows, -1, num_kv_heads, head_dim)
-        keys = self._keys.index_select(0, group.slots).view(shape).transpose(1, 2)
-        values = self._values.index_select(0, group.slots).view(shape).transpose(1, 2)
+        gathered = group.gathered.fill(self._keys, self._values, group.slots)
+        keys, values = (x.view(shape).transpose(1, 2) for x in gathered)
         # MKL's products of 1 and 3 rows round differently with the alignment of a thread's buffer; even ones do not.
         if num_queries % 2:
             query = pad(query, (0, 0, 0, 1))
         if group.num_rows * num_kv_heads == 1:
             # A single product would be split over MKL's own threads, and be summed in another order than in a batch.
             query, keys, values = (x.expand(2, -1, -1, -1) for x in (query, keys, values))
-        out = self._softmax(query, keys, values, group.mask)
-        return out[: group.num_rows, :, :num_queries]
+            return self._softmax(query, keys, values, group.mask)[:1, :, :num_queries]
+        return self._softmax(query, keys, values, group.mask)[:, :, :num_queries]
 
     def prompt(self, query: torch.Tensor, row: PromptRow, out: torch.Tensor) -> None:
         """Fills `out` [Q, K, G, D]. KV heads are the batch, and the heads of one share it by a stride of 0."""
         num_kv_heads, num_groups, head_dim = query.shape[1:]
         shape = (-1, num_kv_heads, 1, head_dim)
-        keys = self._keys.index_select(0, row.slots).view(shape).permute(1, 2, 0, 3).expand(-1, num_groups, -1, -1)
-        values = self._values.index_select(0, row.slots).view(shape).permute(1, 2, 0, 3).expand(-1, num_groups, -1, -1)
+        gathered = row.gathered.fill(self._keys, self._values, row.slots)
+        keys, values = (x.view(shape).permute(1, 2, 0, 3).expand(-1, num_groups, -1, -1) for x in gathered)
         query, out = query.permute(1, 2, 0, 3), out.permute(1, 2, 0, 3)
         for tile in row.tiles:
             tile_keys, tile_values = keys[:, :, tile.keys], values[:, :, tile.keys]

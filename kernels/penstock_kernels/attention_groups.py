@@ -27,6 +27,7 @@ class DecodeGroup:
     num_rows: int
     slots: torch.Tensor  # int64 [N * L], where each key lies in the pool
     mask: torch.Tensor  # [N, 1, 1, L], 0 where the row has a key, -inf where it has none
+    gathered: "Gathered"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,26 @@ class PromptRow:
     tokens: slice  # in the step
     slots: torch.Tensor  # int64 [L], the keys that any of its tokens sees
     tiles: tuple[PromptTile, ...]
+    gathered: "Gathered"
+
+
+class Gathered:
+    """Where all layers of a step gather one group's keys and values, one layer after the other.
+
+    The same memory for every layer: fresh memory of tens of megabytes would be mapped and unmapped by each of them.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def fill(self, keys: torch.Tensor, values: torch.Tensor, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows `slots` (int64 [L]) of `keys` and `values` [S, C], both [L, C]; valid until the next call."""
+        if self._buffers is None:
+            self._buffers = keys.index_select(0, slots), values.index_select(0, slots)
+            return self._buffers
+        torch.index_select(keys, 0, slots, out=self._buffers[0])
+        torch.index_select(values, 0, slots, out=self._buffers[1])
+        return self._buffers
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +131,7 @@ def _decode_groups(batch: AttentionBatch, seq_lens: NDArray[np.int64], layout: _
         mask = torch.zeros(has_key.shape, dtype=layout.dtype, device=layout.device)
         mask.masked_fill_(~has_key, float("-inf"))
         slots = _slots(table, torch.from_numpy(positions).to(layout.device), layout.tokens_per_block)
-        groups.append(DecodeGroup(members, group.size, slots.flatten(), mask[:, None, None, :]))
+        groups.append(DecodeGroup(members, group.size, slots.flatten(), mask[:, None, None, :], Gathered()))
     return groups
 
 
@@ -135,7 +156,7 @@ def _prompt_row(table: torch.Tensor, seq_len: int, tokens: slice, layout: _Layou
         end_key = first_position + end
         mask = strip[TILE_QUERIES - (end - start) :, strip_keys - (end_key - begin_key) :]
         tiles.append(PromptTile(slice(start, end), slice(begin_key - first_key, end_key - first_key), mask))
-    return PromptRow(tokens, slots, tuple(tiles))
+    return PromptRow(tokens, slots, tuple(tiles), Gathered())
 
 
 @functools.lru_cache(maxsize=4)

@@ -14,8 +14,9 @@ def embedding(token_ids: torch.Tensor, table: torch.Tensor, first_id: int, dtype
 def embedding_cpu(token_ids: torch.Tensor, table: torch.Tensor, first_id: int, dtype: torch.dtype) -> torch.Tensor:
     """Plain torch, on any device."""
     rows = token_ids - first_id if first_id else token_ids
-    inside = (rows >= 0) & (rows < table.shape[0])
-    out = table.index_select(0, rows.clamp(0, table.shape[0] - 1)).to(dtype)
+    inside_rows = rows.clamp(0, table.shape[0] - 1)
+    inside = rows == inside_rows
+    out = table.index_select(0, inside_rows).to(dtype)
     # A select, not a product: the row in place of a missing one may hold anything.
     return out.masked_fill_(~inside[:, None], 0.0)
 

@@ -5,6 +5,8 @@
 Shapes: T tokens, C channels. Statistics are float32 whatever the dtype of x.
 """
 
+import functools
+
 import torch
 
 
@@ -19,16 +21,24 @@ def add_rms_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, 
 
 
 def rms_norm_cpu(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """Plain torch, on any device."""
-    wide = x.float()
+    """Plain torch, on any device: five operations in float32."""
+    wide = x if x.dtype == torch.float32 else x.float()
     norm = torch.linalg.vector_norm(wide, 2, -1, keepdim=True)
-    scale = norm.square_().mul_(1.0 / x.shape[-1]).add_(epsilon).rsqrt_()
-    return torch.mul(wide, scale).to(x.dtype).mul_(weight)
+    scale = torch.addcmul(_constant(epsilon, x.device), norm, norm, value=1.0 / x.shape[-1]).rsqrt_()
+    out = torch.mul(wide, scale)
+    return (out if x.dtype == torch.float32 else out.to(x.dtype)).mul_(weight)
 
 
 def add_rms_norm_cpu(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
     """Plain torch, on any device."""
     return rms_norm_cpu(residual.add_(x), weight, epsilon)
+
+
+@functools.cache
+def _constant(value: float, device: torch.device) -> torch.Tensor:
+    """float32 [], made once: `addcmul` takes no number in this place."""
+    with torch.inference_mode(False):
+        return torch.tensor(value, dtype=torch.float32, device=device)
 
 
 def rms_norm_ref(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:

@@ -225,7 +225,7 @@ impl Supervisor {
         info!(
             "Connected: {name} is served on {url} after {seconds:.1} s; try\n  curl -N {url}/generate_stream \
              -H 'content-type: application/json' \
-             -d '{{\"inputs\": \"Tell me a story about a fox.\", \"parameters\": {{\"max_new_tokens\": 100}}}}'"
+             -d '{{\"inputs\": \"Once upon a time, a fox\", \"parameters\": {{\"max_new_tokens\": 150}}}}'"
         );
     }
 

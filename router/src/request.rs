@@ -39,6 +39,25 @@ pub struct SamplingParams {
 }
 
 impl SamplingParams {
+    /// The most likely token at every step, with every other step off.
+    pub fn greedy(seed: u64) -> Self {
+        Self {
+            do_sample: false,
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            typical_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            seed,
+            fork: 0,
+            logit_bias: Vec::new(),
+            min_new_tokens: 0,
+        }
+    }
+
     /// The request needs one of the shard's penalty lanes.
     pub fn needs_penalty_lane(&self) -> bool {
         self.repetition_penalty != 1.0

@@ -23,6 +23,7 @@ CASES: dict[str, dict[str, Any]] = {
     "tied-bfloat16": {"tie_word_embeddings": True, "dtype": torch.bfloat16},
     "many-heads": {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 34, "hidden_size": 132},
     "one-kv-head": {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 16, "hidden_size": 132},
+    "two-kv-heads": {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "hidden_size": 132},
     "rope-linear": {"rope_parameters": {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 2.5}},
     "rope-dynamic": {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0}},
     "rope-llama3": {"rope_parameters": LLAMA3_ROPE},

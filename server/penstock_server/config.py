@@ -1,4 +1,4 @@
-"""The shard's whole configuration: one JSON object on standard input, written by the launcher. Read once, kept as it is."""
+"""The shard's whole configuration: one JSON object on standard input, written by the launcher. Read once, kept."""
 
 import dataclasses
 import json

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 if TYPE_CHECKING:
@@ -35,16 +36,19 @@ def bytes_per_block(spec: "KvSpec", tokens_per_block: int) -> int:
 
 
 def allocate(spec: "KvSpec", num_blocks: int, tokens_per_block: int, device: torch.device) -> KvCache:
-    """A pool of zeros; it occupies its memory at once, so that a pool too large fails here and not under load."""
+    """A pool of zeros. On a CPU a page takes memory when a block of it is first written (the launcher has checked that
+    the whole pool fits), so a large pool costs neither time at the start nor memory while it is not needed."""
     shape = (num_blocks, tokens_per_block, spec.num_kv_heads, spec.head_dim)
+
+    def zeros() -> torch.Tensor:
+        if device.type != "cpu":
+            return torch.zeros(shape, dtype=spec.dtype, device=device)
+        # numpy asks the system for zeroed pages; torch would write the zeros itself.
+        num_bytes = math.prod(shape) * spec.dtype.itemsize
+        return torch.from_numpy(np.zeros(num_bytes, np.uint8)).view(spec.dtype).view(shape)
+
     layers = range(spec.num_layers)
-    cache = KvCache(
-        keys=[torch.empty(shape, dtype=spec.dtype, device=device) for _ in layers],
-        values=[torch.empty(shape, dtype=spec.dtype, device=device) for _ in layers],
-        tokens_per_block=tokens_per_block,
-    )
-    cache.fill(0.0)
-    return cache
+    return KvCache([zeros() for _ in layers], [zeros() for _ in layers], tokens_per_block)
 
 
 def blocks_that_fit(block_bytes: int, useful_blocks: int, device: torch.device) -> int:

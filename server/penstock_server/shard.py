@@ -144,8 +144,8 @@ class Shard:
     def _warm_up(self) -> None:
         self._publish("graphs", 0.0)
         self._batch_invariant = warm_up(self._engine, self._device.type, lambda part: self._publish("graphs", part))
-        # The warm-up has written to the pool; this also makes every page of it resident before the first request.
-        self._engine.fill_kv(float("nan") if self._config.fill_kv_with_nan else 0.0)
+        if self._config.fill_kv_with_nan:
+            self._engine.fill_kv(float("nan"))  # only now: the warm-up has written to the pool
 
     def _measure_blocks(self, parallel: TensorParallel) -> int:
         """As many blocks as the memory of every rank holds, no more than all seats can use."""

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from model_testkit import tiny_llama
+from shard_testkit.engines import EngineSizes, LocalEngine, integer_model
+from shard_testkit.integer import IntegerReference
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import penstock_server
-from model_testkit import tiny_llama
 from penstock_server import models
 from penstock_server.models.source import ModelSource
 from penstock_server.parallel import TensorParallel
 from penstock_server.plan_encoding import NewSeat, PlanDraft, PlanRow
-from shard_testkit.engines import EngineSizes, LocalEngine, integer_model
-from shard_testkit.integer import IntegerReference
 
 PACKAGE = str(Path(penstock_server.__file__).parent)
 # Each of these copies a value to the host and waits for it, or has a result whose size only the device knows.

@@ -1,5 +1,8 @@
 """Size and contents of the KV pool."""
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -16,6 +19,19 @@ def test_a_pool_has_the_bytes_it_promises():
     assert {tensor.shape for tensor in tensors} == {(5, 4, 2, 8)}
     assert sum(tensor.nbytes for tensor in tensors) == 5 * kv_cache.bytes_per_block(SPEC, 4)
     assert not any(tensor.any() for tensor in tensors)
+
+
+def test_a_pool_on_a_cpu_takes_no_memory_until_it_is_used():
+    before = resident_bytes()
+    spec = KvSpec(num_layers=2, num_kv_heads=1, head_dim=64, dtype=torch.float32)
+    pool = kv_cache.allocate(spec, num_blocks=16_384, tokens_per_block=16, device=CPU)  # 256 MiB
+    assert resident_bytes() - before < 64 << 20
+    pool.keys[0].fill_(1.0)
+    assert resident_bytes() - before >= 64 << 20
+
+
+def resident_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_fill_reaches_every_slot_of_every_block():

@@ -97,7 +97,8 @@ def test_greedy_tokens_pass_parity(case):
 
 
 @pytest.mark.parametrize(
-    ("name", "sizes"), [("biases", (2,)), ("tied", (2,)), ("one-kv-head", (2, 4)), ("untied", (2,))]
+    ("name", "sizes"),
+    [("biases", (2,)), ("tied", (2,)), ("one-kv-head", (2,)), ("two-kv-heads", (4,)), ("untied", (2,))],
 )
 def test_several_ranks(name, sizes, tmp_path):
     reference = save(tmp_path / "model", **CASES[name])

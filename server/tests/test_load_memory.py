@@ -1,7 +1,7 @@
 """Memory while a rank loads and after, measured in a process of its own.
 
-The model has SmolLM's shape of 135 million parameters, random, stored in bfloat16. The base of a rank is what the same
-process holds after loading and running a tiny model: libraries, thread stacks, oneDNN's code.
+The model has about 135 million random parameters, stored in bfloat16, and tied embeddings. The base of a rank is what
+the same process holds after loading and running a tiny model: libraries, thread stacks, oneDNN's code.
 """
 
 import json
@@ -53,8 +53,9 @@ def checkpoints(tmp_path_factory):
     """(tiny, 135M) folders, and the bytes of the large one in float32."""
     tiny, big = tmp_path_factory.mktemp("tiny"), tmp_path_factory.mktemp("big")
     save(tiny, num_attention_heads=4)
-    config = LlamaConfig(vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
-                         num_attention_heads=8, num_key_value_heads=4, head_dim=72, tie_word_embeddings=True)  # fmt: skip
+    shape = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "head_dim": 72}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 4}
+    config = LlamaConfig(vocab_size=49152, tie_word_embeddings=True, **shape, **heads)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:

@@ -8,7 +8,8 @@ import torch
 from transformers import LlamaConfig
 
 from penstock_server import models
-from penstock_server.models.config import ModelConfig, RopeConfig
+from penstock_server.layers.rotary import RopeConfig
+from penstock_server.models.config import ModelConfig
 from penstock_server.models.dtype import resolve_dtype
 
 # As transformers 4 wrote Llama 3.2 1B's, shortened to what matters.

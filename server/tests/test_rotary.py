@@ -45,7 +45,7 @@ def test_equals_transformers_up_to_the_original_length(rope):
     theirs, ours = embeddings(rope)
     positions = torch.arange(ORIGINAL)
     for got, expected in zip(ours(positions), factors_of_transformers(theirs, positions), strict=True):
-        torch.testing.assert_close(got[:, 0], expected, rtol=0, atol=1e-6)
+        assert torch.equal(got[:, 0], expected)
 
 
 @pytest.mark.parametrize("rope_type", ["default", "llama3"])
@@ -62,7 +62,7 @@ def test_dynamic_equals_transformers_token_by_token_beyond_the_original_length()
     for position in range(ORIGINAL - 2, 3 * ORIGINAL):
         positions = torch.tensor([position])
         for got, expected in zip(ours(positions), factors_of_transformers(theirs, positions), strict=True):
-            torch.testing.assert_close(got[:, 0], expected, rtol=0, atol=1e-5)
+            torch.testing.assert_close(got[:, 0], expected, rtol=0, atol=1e-4)
 
 
 def test_dynamic_depends_on_the_position_alone():
@@ -79,5 +79,5 @@ def test_dynamic_differs_from_one_long_prompt_of_transformers():
     positions = torch.arange(2 * ORIGINAL)
     cosine, _ = factors_of_transformers(theirs, positions)
     got = ours(positions)[0][:, 0]
-    torch.testing.assert_close(got[-1], cosine[-1], rtol=0, atol=1e-5)
+    torch.testing.assert_close(got[-1], cosine[-1], rtol=0, atol=1e-4)
     assert (got[ORIGINAL // 2] - cosine[ORIGINAL // 2]).abs().max() > 1e-2

@@ -165,7 +165,7 @@ def test_seed_fork_and_position_change_the_tokens_and_nothing_else_does():
     def tokens(sampler: Sampler, seat: int) -> list[int]:
         return [int(sampler.sample(logits, rows_of([seat], position)).ids[0]) for position in range(4, 20)]
 
-    requests = [Request(do_sample=True, seed=seed, fork=fork) for seed in (5, 6, 5 << 32) for fork in (0, 1)]
+    requests = [Request(do_sample=True, seed=seed, fork=fork) for seed in (5, 6, 5 + (1 << 32)) for fork in (0, 1)]
     series = [tokens(sampler_of(requests), seat) for seat in range(6)]
     assert len({tuple(ids) for ids in series}) == 6
     assert all(len(set(ids)) > 8 for ids in series)
@@ -224,6 +224,25 @@ def test_a_lane_given_to_another_request_starts_afresh_and_a_released_seat_touch
     assert sampler.sample(logits, rows_of([1])).ids.tolist() == [0]
 
 
+def test_a_released_seat_is_greedy():
+    sampler, logits = sampler_of([Request(banned=(7,)), Request(do_sample=True, seed=3)]), torch.zeros((2, VOCAB))
+    logits[:, 7] = 1
+    assert 7 not in sampler.sample(logits, rows_of([0, 1])).ids.tolist()
+    sampler.release(np.array([0, 1]))
+    assert sampler.sample(logits, rows_of([0, 1])).ids.tolist() == [7, 7]
+
+
+def test_frequency_and_presence_count_the_generated_part_of_the_history_only():
+    history = (0, 0, 1, 2, 1, 3)  # the last two were generated
+    requests = [
+        Request(lane=lane, history=history, num_generated=2, **penalty)
+        for lane, penalty in enumerate(({"frequency": 1.0}, {"presence": 1.0}, {"repetition": 2.0}))
+    ]
+    logits = torch.tensor([[1.0, 1.5, 1.1, 1.3, 0.9]]).expand(3, -1)
+    # Penalised: 1 and 3; 1 and 3; all of the first four.
+    assert sampler_of(requests, vocab=5).sample(logits, rows_of([0, 1, 2])).ids.tolist() == [2, 2, 4]
+
+
 def test_a_bad_row_counts_nothing():
     sampler, logits = sampler_of({0: Request(lane=0, repetition=5.0)}), torch.ones((1, VOCAB))
     assert sampler.sample(logits * NAN, rows_of([0])).bad.all()
@@ -265,7 +284,8 @@ def test_ragged_index_names_list_and_place():
 def test_logprobs_raw_and_warped():
     logits = random_logits(4)
     settings = {"do_sample": True, "temperature": 0.5, "top_k": 5, "logprobs": True, "num_top": 4}
-    greedy = Request(logprobs=True, lane=0, repetition=1.5, history=(1, 2, 3, 4))
+    unused = {"temperature": 0.5, "top_k": 3, "top_p": 0.5, "min_p": 0.3, "typical_p": 0.5}  # greedy rows warp nothing
+    greedy = Request(logprobs=True, lane=0, repetition=1.5, history=(1, 2, 3, 4), **unused)
     requests = [Request(**settings), Request(**settings, raw=True), greedy, Request()]
     output = sampler_of(requests).sample(logits, rows_of([0, 1, 2, 3]))
     penalised = reference.RepetitionPenaltyLogitsProcessor(1.5)(torch.tensor([[1, 2, 3, 4]]), logits[2:3])[0]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from shard_testkit.process import StepCall, health_stubs
 
 from penstock_server import exit_codes, progress, service
 from penstock_server.messages import PlanArrived, StepResult, Stop, StreamClosed, StreamOpened
@@ -14,7 +15,6 @@ from penstock_server.pb.shard.v1 import shard_pb2 as pb
 from penstock_server.pb.shard.v1 import shard_pb2_grpc
 from penstock_server.progress import Progress
 from penstock_server.transport import MESSAGE_LIMIT_BYTES, Transport
-from shard_testkit.process import StepCall, health_stubs
 
 TIMEOUT_SECONDS = 30
 SERVING, NOT_SERVING = b"\x08\x01", b"\x08\x02"

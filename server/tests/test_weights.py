@@ -222,7 +222,7 @@ def test_vocabulary_parts_join_to_the_whole(tmp_path, size, vocab_size):
     assert torch.equal(torch.cat(logits, dim=1)[:, :vocab_size].T, table.flip(0))
 
 
-@given(SIZES, st.integers(1, 64))
+@given(SIZES, st.sampled_from([1, 2, 3, 4, 5, 6, 8, 12, 16, 32]))
 def test_every_query_head_finds_its_key_value_head(size, num_kv_heads):
     group = 4
     num_heads = num_kv_heads * group

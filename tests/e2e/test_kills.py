@@ -80,6 +80,18 @@ def test_a_killed_shard_fails_its_streams_and_is_replaced(launch, endless_folder
     assert launcher.leftovers() == []
 
 
+def test_a_shard_killed_while_idle_takes_its_group_with_it(launch, integer_folder):
+    launcher = launch("--model-id", integer_folder, "--num-shard", "2")
+    url = launcher.wait_until_ready()
+    first, second = launcher.shards()
+    os.kill(first, signal.SIGKILL)
+    # By itself an idle rank would notice only when no stream has come for 30 s.
+    eventually(lambda: not alive(second), 10, "the other rank was ended")
+    launcher.wait_for_line("serving .* again")
+    assert generate(url, body("after", 20)).ids == integer_answer("after", 20)
+    assert launcher.stop() == 0
+
+
 async def kill_under_streams(url: str, pid: int, num_streams: int = 8) -> tuple[list[Answer], float]:
     """Streams under which a process is killed, and the seconds until each had its end and /health was 503."""
     answers = [Answer() for _ in range(num_streams)]

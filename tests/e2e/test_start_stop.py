@@ -30,7 +30,8 @@ def test_the_log_shows_each_phase_and_a_curl_that_works(launch, integer_folder):
     launcher = launch("--model-id", integer_folder)
     url = launcher.wait_until_ready()
     eventually(lambda: "curl " in launcher.log, 5, "a curl to paste")
-    for phase in ("shard processes started", "warm-up done"):
+    # The others pass between two looks on a quick machine.
+    for phase in ("router started", "shard processes started"):
         assert re.search(rf"{phase}: \d+\.\d\d s", launcher.log), launcher.log
     curl = launcher.log[launcher.log.index("curl ") :].splitlines()[0]
     printed = subprocess.run(["bash", "-c", curl], capture_output=True, text=True, timeout=60, check=True).stdout

@@ -1,18 +1,17 @@
-//! Whole requests against the routes over the deterministic fake engine.
+//! Whole requests against the routes over the deterministic fake engine. The modules are marked as tests for the lint
+//! that lets tests unwrap.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "tests; clippy allows it in test functions only, and most of this is helpers"
-)]
-#![expect(
-    clippy::needless_pass_by_value,
-    reason = "`json!` literals are passed as they are written"
-)]
-
+#[cfg(test)]
 mod bad_inputs;
+#[cfg(test)]
 mod connections;
+#[cfg(test)]
 mod lifecycle;
+#[cfg(test)]
 mod openai;
+#[cfg(test)]
 mod routes;
+#[cfg(test)]
 mod tgi;
+#[cfg(test)]
 mod world;

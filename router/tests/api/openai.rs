@@ -2,7 +2,7 @@ use serde_json::{Value, json};
 
 use crate::world::World;
 
-fn chat(extra: Value) -> Value {
+fn chat(extra: &Value) -> Value {
     let mut body = json!({"model": "tgi", "messages": [{"role": "user", "content": "hi"}], "temperature": 0, "max_tokens": 4});
     body.as_object_mut()
         .unwrap()
@@ -10,7 +10,7 @@ fn chat(extra: Value) -> Value {
     body
 }
 
-fn completion(extra: Value) -> Value {
+fn completion(extra: &Value) -> Value {
     let mut body = json!({"prompt": "once upon", "temperature": 0, "max_tokens": 4});
     body.as_object_mut()
         .unwrap()
@@ -21,7 +21,7 @@ fn completion(extra: Value) -> Value {
 #[tokio::test]
 async fn chat_answers() {
     let world = World::new().await;
-    let reply = world.post("/v1/chat/completions", chat(json!({}))).await;
+    let reply = world.post("/v1/chat/completions", chat(&json!({}))).await;
     insta::assert_snapshot!(reply.show(), @r#"
 200
 {"id":"ID","object":"chat.completion","created":0,"model":"org/tiny","system_fingerprint":"0.1.0-native","choices":[{"index":0,"message":{"role":"assistant","content":"djjh"},"logprobs":null,"finish_reason":"length"}],"usage":{"prompt_tokens":21,"completion_tokens":4,"total_tokens":25}}
@@ -33,7 +33,7 @@ async fn chat_answers() {
             .starts_with("chatcmpl-")
     );
     assert_eq!(reply.headers["x-generated-tokens"], "4");
-    let logprobs = chat(json!({"max_tokens": 1, "logprobs": true, "top_logprobs": 2}));
+    let logprobs = chat(&json!({"max_tokens": 1, "logprobs": true, "top_logprobs": 2}));
     let reply = world.post("/v1/chat/completions", logprobs).await;
     insta::assert_snapshot!(reply.show(), @r#"
 200
@@ -45,7 +45,7 @@ async fn chat_answers() {
 async fn chat_streams_and_ends_with_done() {
     let world = World::new().await;
     let body =
-        chat(json!({"stream": true, "max_tokens": 1, "stream_options": {"include_usage": true}}));
+        chat(&json!({"stream": true, "max_tokens": 1, "stream_options": {"include_usage": true}}));
     let reply = world.post("/v1/chat/completions", body).await;
     insta::assert_snapshot!(reply.show(), @r#"
 200
@@ -61,9 +61,9 @@ data: [DONE]
 async fn a_stream_says_what_the_plain_answer_says() {
     let world = World::new().await;
     for max_tokens in [1, 7, 50] {
-        let body = chat(json!({"max_tokens": max_tokens, "ignore_eos": true}));
+        let body = chat(&json!({"max_tokens": max_tokens, "ignore_eos": true}));
         let plain = world.post("/v1/chat/completions", body).await.json();
-        let body = chat(json!({"max_tokens": max_tokens, "ignore_eos": true, "stream": true}));
+        let body = chat(&json!({"max_tokens": max_tokens, "ignore_eos": true, "stream": true}));
         let events = world.post("/v1/chat/completions", body).await.events();
         let (done, chunks) = events.split_last().unwrap();
         assert_eq!(done, "[DONE]");
@@ -84,7 +84,7 @@ async fn a_stream_says_what_the_plain_answer_says() {
 async fn stop_strings_are_removed() {
     let world = World::new().await;
     let plain = world
-        .post("/v1/completions", completion(json!({"max_tokens": 8})))
+        .post("/v1/completions", completion(&json!({"max_tokens": 8})))
         .await
         .json();
     let text: Vec<char> = plain["choices"][0]["text"]
@@ -98,14 +98,14 @@ async fn stop_strings_are_removed() {
         let reply = world
             .post(
                 "/v1/completions",
-                completion(json!({"max_tokens": 8, "stop": stop})),
+                completion(&json!({"max_tokens": 8, "stop": stop})),
             )
             .await
             .json();
         assert_eq!(reply["choices"][0]["text"], expected);
         assert_eq!(reply["choices"][0]["finish_reason"], "stop");
         assert_eq!(reply["usage"]["completion_tokens"], 5);
-        let body = completion(json!({"max_tokens": 8, "stop": stop, "stream": true}));
+        let body = completion(&json!({"max_tokens": 8, "stop": stop, "stream": true}));
         let events = world.post("/v1/completions", body).await.events();
         let streamed: String = events[..events.len() - 1]
             .iter()
@@ -118,7 +118,7 @@ async fn stop_strings_are_removed() {
 #[tokio::test]
 async fn completions_answer() {
     let world = World::new().await;
-    let reply = world.post("/v1/completions", completion(json!({}))).await;
+    let reply = world.post("/v1/completions", completion(&json!({}))).await;
     insta::assert_snapshot!(reply.show(), @r#"
 200
 {"id":"ID","object":"text_completion","created":0,"model":"org/tiny","system_fingerprint":"0.1.0-native","choices":[{"index":0,"text":".tvt","logprobs":null,"finish_reason":"length"}],"usage":{"prompt_tokens":10,"completion_tokens":4,"total_tokens":14}}
@@ -126,7 +126,7 @@ async fn completions_answer() {
     let reply = world
         .post(
             "/v1/completions",
-            completion(json!({"max_tokens": 2, "logprobs": 1})),
+            completion(&json!({"max_tokens": 2, "logprobs": 1})),
         )
         .await;
     insta::assert_snapshot!(reply.show(), @r#"
@@ -142,7 +142,7 @@ async fn completions_take_several_prompts_and_token_ids() {
         let world = &world;
         async move {
             let reply = world
-                .post("/v1/completions", completion(json!({"prompt": prompt})))
+                .post("/v1/completions", completion(&json!({"prompt": prompt})))
                 .await
                 .json();
             reply["choices"][0]["text"].clone()
@@ -152,7 +152,7 @@ async fn completions_take_several_prompts_and_token_ids() {
     let both = world
         .post(
             "/v1/completions",
-            completion(json!({"prompt": ["a", "b c"]})),
+            completion(&json!({"prompt": ["a", "b c"]})),
         )
         .await
         .json();
@@ -163,7 +163,7 @@ async fn completions_take_several_prompts_and_token_ids() {
     assert_eq!(one(json!([43, 0])).await, a);
     assert_eq!(one(json!([[43, 0]])).await, a);
     let body = completion(
-        json!({"prompt": ["a", "b c"], "stream": true, "stream_options": {"include_usage": true}}),
+        &json!({"prompt": ["a", "b c"], "stream": true, "stream_options": {"include_usage": true}}),
     );
     let events = world.post("/v1/completions", body).await.events();
     for (index, expected) in [a, b].iter().enumerate() {
@@ -186,7 +186,7 @@ async fn parts_and_continued_answers_reach_the_template() {
         let world = &world;
         async move {
             let reply = world
-                .post("/v1/chat/completions", chat(json!({"messages": messages})))
+                .post("/v1/chat/completions", chat(&json!({"messages": messages})))
                 .await;
             reply.headers["x-compute-characters"]
                 .to_str()
@@ -220,12 +220,12 @@ async fn models_are_listed_and_checked() {
 "#);
     for model in ["tgi", "org/tiny", "tiny"] {
         let reply = world
-            .post("/v1/completions", completion(json!({"model": model})))
+            .post("/v1/completions", completion(&json!({"model": model})))
             .await;
         assert_eq!(reply.status, 200, "{model}");
     }
     let reply = world
-        .post("/v1/completions", completion(json!({"model": "gpt-4"})))
+        .post("/v1/completions", completion(&json!({"model": "gpt-4"})))
         .await;
     insta::assert_snapshot!(reply.show(), @r#"
 404
@@ -237,7 +237,7 @@ async fn models_are_listed_and_checked() {
 async fn errors_have_openais_form() {
     let world = World::new().await;
     let reply = world
-        .post("/v1/chat/completions", chat(json!({"top_p": 2})))
+        .post("/v1/chat/completions", chat(&json!({"top_p": 2})))
         .await;
     insta::assert_snapshot!(reply.show(), @r#"
 400
@@ -246,7 +246,7 @@ async fn errors_have_openais_form() {
     let reply = world
         .post(
             "/v1/chat/completions",
-            chat(json!({"messages": [{"role": "robot", "content": "x"}]})),
+            chat(&json!({"messages": [{"role": "robot", "content": "x"}]})),
         )
         .await;
     insta::assert_snapshot!(reply.show(), @r#"
@@ -257,7 +257,7 @@ async fn errors_have_openais_form() {
     let reply = world
         .post(
             "/v1/chat/completions",
-            chat(json!({"max_tokens": 0, "stream": true})),
+            chat(&json!({"max_tokens": 0, "stream": true})),
         )
         .await;
     assert_eq!(reply.status, 400);

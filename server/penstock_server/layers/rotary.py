@@ -16,13 +16,25 @@ turns by the prompt's whole length.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 
 from penstock_kernels.rotary import rotation
-from penstock_server.models.config import RopeConfig
 
 Rotation = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class RopeConfig:
+    """Rotary frequencies. `kind` says which of the other fields matter."""
+
+    kind: str  # "default", "linear", "dynamic" or "llama3"
+    theta: float
+    factor: float = 1.0  # linear, dynamic, llama3
+    low_freq_factor: float = 1.0  # llama3
+    high_freq_factor: float = 4.0  # llama3
+    original_max_positions: int = 0  # dynamic, llama3: the length that the model was trained at
 
 
 class RotaryEmbedding:
@@ -57,7 +69,9 @@ class RotaryEmbedding:
         length = (positions + 1).clamp_min(original).double()
         stretch = config.factor * length / original - (config.factor - 1)
         log_base = stretch.log() * (self._head_dim / (self._head_dim - 2)) + math.log(config.theta)
-        return (self._exponents.double() * -log_base[:, None]).exp().float()
+        frequencies = (self._exponents.double() * -log_base[:, None]).exp().float()
+        # To the last bit what transformers computes where nothing is stretched.
+        return torch.where((length > original)[:, None], frequencies, self._frequencies)
 
 
 def _static_frequencies(config: RopeConfig, exponents: torch.Tensor) -> torch.Tensor:

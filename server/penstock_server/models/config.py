@@ -11,21 +11,11 @@ from typing import Any
 
 import torch
 
+from penstock_server.layers.rotary import RopeConfig
+
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _ACTIVATIONS = ("silu", "swish")
 _ROPE_TYPES = ("default", "linear", "dynamic", "llama3")
-
-
-@dataclass(frozen=True, slots=True)
-class RopeConfig:
-    """Rotary frequencies. `kind` says which of the other fields matter; see `layers/rotary.py`."""
-
-    kind: str  # "default", "linear", "dynamic" or "llama3"
-    theta: float
-    factor: float = 1.0  # linear, dynamic, llama3
-    low_freq_factor: float = 1.0  # llama3
-    high_freq_factor: float = 4.0  # llama3
-    original_max_positions: int = 0  # dynamic, llama3: the length that the model was trained at
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,8 @@ class Launcher:
     def __init__(self, tmp: Path, *flags: str) -> None:
         self.tmp = tmp
         self.lines: list[str] = []
+        # Every child that was ever asked for: those of a launcher that is gone cannot be found any more.
+        self._seen: set[int] = set()
         self._new: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self.process = subprocess.Popen(
             [str(LAUNCHER), "--hostname", "127.0.0.1", "--port", "0", *flags],
@@ -70,13 +72,17 @@ class Launcher:
         return self
 
     def __exit__(self, *_: object) -> None:
-        family = self.family()
+        self.family()
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
-        eventually(lambda: not any(map(alive, family)), STOP_LIMIT_S, "the children ended with their launcher")
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        try:
+            eventually(lambda: not any(map(alive, self._seen)), STOP_LIMIT_S, "the children ended with their launcher")
+        finally:
+            for pid in filter(alive, self._seen):
+                os.kill(pid, signal.SIGKILL)
+            assert self.process.stdout is not None
+            self.process.stdout.close()
 
     def _read(self) -> None:
         assert self.process.stdout is not None
@@ -122,7 +128,9 @@ class Launcher:
 
     def family(self) -> list[int]:
         """The launcher's children: shards and router."""
-        return children(self.process.pid) if self.process.poll() is None else []
+        found = children(self.process.pid) if self.process.poll() is None else []
+        self._seen |= set(found)
+        return found
 
     def shards(self) -> list[int]:
         return [pid for pid in self.family() if "penstock_server" in command_line(pid)]

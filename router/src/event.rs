@@ -40,6 +40,9 @@ pub enum Failure {
     /// The server is stopping and its drain time is over.
     #[error("the server is shutting down")]
     ShuttingDown,
+    /// A bug: making this request's text panicked.
+    #[error("the server failed to make this answer's text")]
+    Text,
 }
 
 /// Where a request's time went. All measured by the loop's clock.

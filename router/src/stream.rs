@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::task::{Context, Poll, Waker};
@@ -166,10 +167,7 @@ impl Generator {
     pub fn fail_all(&self, failure: &Failure) {
         let all: Vec<RequestId> = lock(&self.shared.live).keys().copied().collect();
         for id in all {
-            if let Some(mailbox) = self.shared.forget(id) {
-                mailbox.put([Event::Failed(failure.clone())], true);
-                self.shared.tell(Command::Cancel(id), None);
-            }
+            self.shared.fail(id, failure.clone());
         }
     }
 
@@ -182,6 +180,13 @@ impl Generator {
 impl Shared {
     fn forget(&self, id: RequestId) -> Option<Arc<Mailbox>> {
         lock(&self.live).remove(&id)
+    }
+
+    fn fail(&self, id: RequestId, failure: Failure) {
+        if let Some(mailbox) = self.forget(id) {
+            mailbox.put([Event::Failed(failure)], true);
+            self.tell(Command::Cancel(id), None);
+        }
     }
 
     /// Gets a command to the driver even when its inbox is full. The permit stays taken until then, so the tasks that
@@ -378,7 +383,12 @@ async fn work(shared: Weak<Shared>, mut deliveries: mpsc::Receiver<Vec<Delivery>
             while let Some(next) = batch.next_if(|next| next.request == id) {
                 outputs.push(next.output);
             }
-            shared.deliver(id, outputs.into_iter());
+            // A bug that one answer's text hits must not silence all the others.
+            let deliver = || shared.deliver(id, outputs.into_iter());
+            if catch_unwind(AssertUnwindSafe(deliver)).is_err() {
+                tracing::error!(id = id.0, "the text worker panicked on a request");
+                shared.fail(id, Failure::Text);
+            }
         }
     }
     if let Some(shared) = shared.upgrade() {
@@ -389,7 +399,7 @@ async fn work(shared: Weak<Shared>, mut deliveries: mpsc::Receiver<Vec<Delivery>
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex
         .lock()
-        .expect("no code that holds one of these locks panics")
+        .expect("a request whose text panicked is never looked at again")
 }
 
 #[cfg(test)]

@@ -35,6 +35,14 @@ impl World {
         self.generator.submit(permit, request, &text).unwrap()
     }
 
+    /// The next command to the driver; a test fails rather than waits for ever.
+    async fn command(&mut self) -> Option<Command> {
+        let next = self.commands.recv();
+        tokio::time::timeout(Duration::from_secs(10), next)
+            .await
+            .expect("no command came")
+    }
+
     async fn deliver(&self, id: RequestId, outputs: Vec<Output>) {
         let batch = outputs
             .into_iter()
@@ -117,10 +125,7 @@ async fn a_reader_that_comes_late_gets_everything_at_once() {
 async fn a_stop_string_ends_the_request_without_the_reader() {
     let mut world = World::new(2, 8);
     let mut generation = world.submit(&["end"]);
-    assert!(matches!(
-        world.commands.recv().await,
-        Some(Command::Submit(_))
-    ));
+    assert!(matches!(world.command().await, Some(Command::Submit(_))));
     let started = Output::Started {
         queue: Duration::from_millis(7),
     };
@@ -128,9 +133,7 @@ async fn a_stop_string_ends_the_request_without_the_reader() {
     world.deliver(generation.id(), tokens("the en")).await;
     world.deliver(generation.id(), tokens("d and more")).await;
     // Nobody has read: the driver is told all the same.
-    assert!(
-        matches!(world.commands.recv().await, Some(Command::Finish(id)) if id == generation.id())
-    );
+    assert!(matches!(world.command().await, Some(Command::Finish(id)) if id == generation.id()));
     let events = generation.next().await.unwrap();
     assert_eq!(text(&events), "the ");
     let Some(Event::Finished(end)) = events.last() else {
@@ -155,14 +158,8 @@ async fn dropping_the_stream_cancels_and_frees_the_permit() {
         SubmitError::Overloaded
     );
     drop(generation);
-    assert!(matches!(
-        world.commands.recv().await,
-        Some(Command::Submit(_))
-    ));
-    assert!(matches!(
-        world.commands.recv().await,
-        Some(Command::Cancel(_))
-    ));
+    assert!(matches!(world.command().await, Some(Command::Submit(_))));
+    assert!(matches!(world.command().await, Some(Command::Cancel(_))));
     assert!(world.generator.permits(1).is_ok());
 }
 
@@ -189,14 +186,8 @@ async fn a_full_inbox_refuses_a_request_but_never_loses_a_cancellation() {
     drop(first);
     // The permit is held until the driver has room.
     assert_eq!(world.generator.num_requests(), 1);
-    assert!(matches!(
-        world.commands.recv().await,
-        Some(Command::Submit(_))
-    ));
-    assert!(matches!(
-        world.commands.recv().await,
-        Some(Command::Cancel(_))
-    ));
+    assert!(matches!(world.command().await, Some(Command::Submit(_))));
+    assert!(matches!(world.command().await, Some(Command::Cancel(_))));
     tokio::task::yield_now().await;
     assert_eq!(world.generator.num_requests(), 0);
 }
@@ -225,4 +216,25 @@ async fn a_lost_driver_fails_every_stream() {
         events.last(),
         Some(Event::Failed(Failure::EngineLost))
     ));
+}
+
+#[tokio::test]
+async fn a_panic_over_one_text_fails_that_request_only() {
+    let mut world = World::new(3, 8);
+    let (mut bad, mut good) = (world.submit(&[]), world.submit(&[]));
+    let mailbox = Arc::clone(&bad.mailbox);
+    let poisoned = std::thread::spawn(move || {
+        let _text = mailbox.text.lock();
+        panic!("on purpose");
+    });
+    assert!(poisoned.join().is_err());
+    for generation in [&bad, &good] {
+        world.deliver(generation.id(), tokens("a")).await;
+    }
+    assert_eq!(bad.next().await, Some(vec![Event::Failed(Failure::Text)]));
+    assert_eq!(text(&good.next().await.unwrap()), "a");
+    for _ in 0..2 {
+        assert!(matches!(world.command().await, Some(Command::Submit(_))));
+    }
+    assert!(matches!(world.command().await, Some(Command::Cancel(id)) if id == bad.id()));
 }

@@ -45,6 +45,7 @@ lint: .venv/stamp
 
 bench: build
 	$(PY) benchmarks/startup.py
+	$(PY) benchmarks/overlap.py
 	$(PY) benchmarks/serving.py
 
 bench-router: build

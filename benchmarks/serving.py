@@ -82,13 +82,18 @@ def _report(case: Case, streams: int, results: dict[str, list[Round]]) -> None:
 
 
 def _report_outside(case: Case, streams: int, before: dict[str, float], after: dict[str, float]) -> None:
-    """Share and milliseconds of a step outside the forward pass, from the router's own counters over the last round."""
-    steps, step_s, forward_s = (
-        after[name] - before[name] for name in ("penstock_steps", "penstock_step_seconds", "penstock_forward_seconds")
-    )
-    step_ms, outside_ms = step_s / steps * 1000, (step_s - forward_s) / steps * 1000
+    """The last round's decode steps, from the router's counters: the part of a step outside the forward pass, and how
+    many steps had their successor waiting when they ended."""
+    spent = {name: after[name] - before.get(name, 0.0) for name in after}
+    steps = spent['tgi_batch_inference_success{method="decode"}']
+    step_us = spent['penstock_step_microseconds_total{method="decode"}']
+    forward_us = spent['penstock_forward_microseconds_total{method="decode"}']
     name = f"{case.name}/{streams}/outside_forward"
-    record.report("serving", name, outside_ms, "ms/step", record.Peer("whole step", step_ms))
+    outside_ms = (step_us - forward_us) / steps / 1000
+    record.report("serving", name, outside_ms, "ms/step", record.Peer("whole decode step", step_us / steps / 1000))
+    overlapped, followed = (spent[f"penstock_{name}_total"] for name in ("steps_overlapped", "decode_steps_followed"))
+    name = f"{case.name}/{streams}/next_plan_waiting"
+    record.report("serving", name, overlapped, "steps", record.Peer("decode steps with a successor", followed))
 
 
 def _p99(values: list[float]) -> float:
@@ -98,7 +103,7 @@ def _p99(values: list[float]) -> float:
 def _counters(port: int) -> dict[str, float]:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
         lines = answer.read().decode().splitlines()
-    pairs = (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#") and "{" not in line)
+    pairs = (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))
     return {name: float(value) for name, value in pairs}
 
 

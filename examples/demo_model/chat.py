@@ -60,9 +60,8 @@ def _my_color(world: World, name: str) -> tuple[Turn, Turn]:
 
 
 def _my_pet(world: World, name: str) -> tuple[Turn, Turn]:
-    pet, animal = world.person((name,)).name, world.pick(words.ANIMALS)
-    while not world.allows(pet, animal):
-        animal = world.pick(words.ANIMALS)
+    pet = world.person((name,)).name
+    animal = world.bind(pet, words.ANIMALS)
     tell = Turn(f"I have {words.a(animal)} named {pet}.", f"{pet} is a lovely name for {words.a(animal)}.")
     if world.chance(0.5):
         return tell, known(f"What is the name of my {animal}?", f"Your {animal} is called {pet}.", pet)

@@ -147,13 +147,10 @@ def knowledge(world: World) -> Turn:
         return known(f"What is a baby {x} called?", f"A baby {x} is called {words.a(y)}.", y)
     if kind == "color":
         x, y = world.pick(words.TYPICAL).split("/")
-        article = "the" if x in ("sky", "sun") else "a"
-        noun = x if x in ("grass", "snow", "coal", "chocolate") else f"{article} {x}"
-        return known(
-            f"What color is {noun}?",
-            f"{noun[0].upper()}{noun[1:]} is {y}.".replace("A o", "An o").replace("A e", "An e"),
-            y,
-        )
+        noun = f"the {x}" if x in ("sky", "sun") else words.a(x)
+        if x in ("grass", "snow", "coal", "chocolate"):
+            noun = x
+        return known(f"What color is {noun}?", f"{noun[0].upper()}{noun[1:]} is {y}.", y)
     if kind in ("day", "month"):
         names = words.DAYS if kind == "day" else words.MONTHS
         i = world.pick(range(len(names)))

@@ -47,16 +47,15 @@ def draw_cast(world: World) -> Cast:
         helper = world.person(avoid=(hero.name,))
         if helper.kind != hero.kind and helper.kind not in ("girl", "boy"):
             break
-    home = "{} the {}".format(*world.bind(hero.name, words.HOMES))
-    while (place := world.place(hero.name)) == home:
-        pass
+    home = world.bind(hero.name, words.HOMES)
+    place = world.bind(hero.name, [place for place in words.PLACES if place != home])
     return Cast(
         hero,
         helper,
         world.thing(hero.name),
         world.look(),
-        place,
-        home,
+        "{} the {}".format(*place),
+        "{} the {}".format(*home),
         world.bind(hero.name, words.FOODS),
     )
 

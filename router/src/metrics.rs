@@ -6,6 +6,7 @@ use metrics::{
     gauge, histogram, with_local_recorder,
 };
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
@@ -81,6 +82,8 @@ pub struct Metrics {
     pub kv_blocks_cached: Gauge,
     pub running_requests: Gauge,
     pub steps: Counter,
+    pub step_us: ByMethod,
+    pub forward_us: ByMethod,
     pub decode_steps_followed: Counter,
     pub steps_overlapped: Counter,
     pub wasted_rows: Counter,
@@ -132,6 +135,8 @@ impl Metrics {
             kv_blocks_cached: gauge!("penstock_kv_blocks_cached"),
             running_requests: gauge!("penstock_running_requests"),
             steps: counter!("penstock_steps_total"),
+            step_us: by_method("penstock_step_microseconds_total"),
+            forward_us: by_method("penstock_forward_microseconds_total"),
             decode_steps_followed: counter!("penstock_decode_steps_followed_total"),
             steps_overlapped: counter!("penstock_steps_overlapped_total"),
             wasted_rows: counter!("penstock_wasted_rows_total"),
@@ -159,7 +164,13 @@ impl Metrics {
         for (gauge, value) in gauges {
             gauge.set(value as f64);
         }
+        let microseconds = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let (prefill, decode) = (&stats.prefill, &stats.decode);
         let totals = [
+            (&self.step_us.prefill, microseconds(prefill.step_time)),
+            (&self.step_us.decode, microseconds(decode.step_time)),
+            (&self.forward_us.prefill, microseconds(prefill.forward_time)),
+            (&self.forward_us.decode, microseconds(decode.forward_time)),
             (&self.batch_inference_count.prefill, counters.prefill_steps),
             (&self.batch_inference_count.decode, counters.decode_steps),
             (&self.batch_inference_success.prefill, stats.prefill.steps),
@@ -240,6 +251,14 @@ fn describe() {
             "Steps answered by the shards",
         ),
         ("penstock_steps_total", "Steps answered by the shards"),
+        (
+            "penstock_step_microseconds_total",
+            "Time of the steps on the device",
+        ),
+        (
+            "penstock_forward_microseconds_total",
+            "Of that, in the model's forward pass",
+        ),
         (
             "penstock_steps_overlapped_total",
             "Steps that arrived before the one before them had ended",

@@ -80,8 +80,8 @@ def story(world: World) -> list[Turn]:
         )
     )
     turns = [Turn(user, told.text, FREE)]
-    if world.chance(0.5):
-        turns += _ask(world, told.answers, world.pick([1, 2, 3]))
+    if world.chance(0.8):
+        turns += _ask(world, told.answers, world.pick([1, 2, 3, 4]))
     return turns
 
 

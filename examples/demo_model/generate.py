@@ -30,12 +30,12 @@ class Document:
 
 
 MIX: list[tuple[float, Callable[[World], list[Turn]]]] = [
-    (0.07, dialogues.story),
+    (0.10, dialogues.story),
     (0.27, dialogues.reading),
     (0.03, dialogues.story_reading),
     (0.22, dialogues.arithmetic),
-    (0.26, formats.lists),
-    (0.06, formats.json_object),
+    (0.18, formats.lists),
+    (0.10, formats.json_object),
     (0.04, formats.general),
     (0.07, chat.small_talk),
 ]
@@ -52,7 +52,7 @@ def document(world: World, num_groups: int = 1) -> Document:
     """One dialogue of so many groups of turns, or a plain story."""
     if num_groups == 1 and world.chance(0.04):
         return Document(plain=_plain(world))
-    if num_groups == 1 and world.chance(0.22):
+    if num_groups == 1 and world.chance(0.28):
         return styled(world)
     system = world.pick(_PLAIN_SYSTEMS) if world.chance(0.15) else None
     return Document([turn for _ in range(num_groups) for turn in exchange(world)], system)

@@ -123,28 +123,31 @@ def encode(
 ) -> Iterator[tuple[list[int], list[float]]]:
     """Ids and loss weights per document; prompts weigh nothing. A weight is its own token's."""
     stream = iter(docs)
+    vocabulary = tokenizer.get_vocab()
+    spelled = (form.replace(" ", "\u0120") for form in _word_forms())
+    content = {vocabulary[form] for form in spelled if form in vocabulary}
     while chunk := list(itertools.islice(stream, batch)):
         parts = [_segments(doc) for doc in chunk]
         texts = [segment[1] for segments in parts for segment in segments]
         encoded = iter(tokenizer.encode_batch_fast(texts, add_special_tokens=False))
         for segments in parts:
-            yield _join(segments, encoded)
+            yield _join(segments, encoded, content)
 
 
-def _join(segments: list[Segment], encoded: Iterator) -> tuple[list[int], list[float]]:
+def _join(segments: list[Segment], encoded: Iterator, content: set[int]) -> tuple[list[int], list[float]]:
     ids: list[int] = []
     weights: list[float] = []
-    prompt: set[int] = set()
+    seen: set[int] = set()
     for lead, _, weight, close in segments:
-        tokens = next(encoded).ids
-        ids += [*lead, *tokens]
-        # In free text, a word that the prompt named is not the dice's choice: it counts in full.
-        copied = dialogues.EXACT if weight == dialogues.FREE else weight
+        ids += lead
         weights += [0.0] * len(lead)
-        weights += [copied if token in prompt else weight for token in tokens]
-        if close is None:
-            prompt = {token for token in tokens if token > 256 + len(SPECIALS)}
-        else:
+        for token in next(encoded).ids:
+            # In free text, a name or thing that came up before is no choice of the dice: it counts in full.
+            copied = weight == dialogues.FREE and token in content and token in seen
+            ids.append(token)
+            weights.append(dialogues.EXACT if copied else weight)
+            seen.add(token)
+        if close is not None:
             ids.append(close)
             weights.append(dialogues.EXACT)
     weights[0] = 0.0  # nothing predicts the first token

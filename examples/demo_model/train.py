@@ -25,8 +25,8 @@ from threads import ThreadGovernor
 from torch import Tensor
 
 STAGES = [
-    Stage(256, 12, 2, 11_900_000),
-    Stage(1024, 3, 10, 1_100_000),
+    Stage(256, 12, 2, 18_000_000),
+    Stage(1024, 3, 10, 2_000_000),
 ]
 WARMUP_STEPS = 120
 # The last share of the steps brings the rate down to nothing.

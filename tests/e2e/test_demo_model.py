@@ -55,7 +55,7 @@ def test_sampled_replies_end_and_do_not_repeat_themselves(launch, tokenizer):
     url = launch().wait_until_ready()
     prompts = json.loads((FIXTURES / "demo_prompts.json").read_text())
     assert len(prompts) == 100
-    choices = asyncio.run(_ask_all(url, prompts, temperature=0.8))
+    choices = asyncio.run(_ask_all(url, [prompt["messages"] for prompt in prompts], temperature=0.8))
     assert sum(choice["finish_reason"] == "stop" for choice in choices) >= 95
     for choice in choices:
         ids = tokenizer(choice["message"]["content"], add_special_tokens=False).input_ids

@@ -10,6 +10,8 @@ from harness.launcher import eventually
 from harness.models import integer_answer
 
 NUM_STREAMS = 200
+# The default of --max-concurrent-requests.
+CAP = 128
 
 
 @dataclass
@@ -65,17 +67,38 @@ def test_200_streams_a_third_cut_off(launch, integer_folder):
     assert launcher.stop() == 0
 
 
+async def fill_then_exceed(url: str, all_cases: list[Case]) -> tuple[list[Answer], list[Answer]]:
+    """The first CAP clients, and once each of them has a token the others. None of the first has ended by then."""
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(timeout=300, limits=limits) as session:
+        has_token = [asyncio.Event() for _ in range(CAP)]
+
+        async def first(case: Case, begun: asyncio.Event) -> Answer:
+            answer = Answer()
+            async for event in async_events(session, url, body(case.prompt, case.num_tokens)):
+                answer.take(event)
+                begun.set()
+            return answer
+
+        pairs = zip(all_cases[:CAP], has_token, strict=True)
+        running = [asyncio.create_task(first(case, begun)) for case, begun in pairs]
+        await asyncio.gather(*(begun.wait() for begun in has_token))
+        surplus = await asyncio.gather(*(run(url, case, session) for case in all_cases[CAP:]))
+        assert not any(task.done() for task in running), "the cap was no longer reached"
+        return list(await asyncio.gather(*running)), list(surplus)
+
+
 def test_the_surplus_over_the_default_cap_is_told_at_once(launch, endless_folder):
     launcher = launch("--model-id", endless_folder)
     url = launcher.wait_until_ready()
-    # Long enough that all have come before the first is done.
-    all_cases = [Case(f"client {number}", 100, None) for number in range(NUM_STREAMS)]
-    answers = asyncio.run(run_all(url, all_cases))
-    refused = [answer for answer in answers if answer.error]
-    assert len(refused) == NUM_STREAMS - 128
-    assert all(answer.error["error_type"] == "overloaded" and not answer.ids for answer in refused)
-    for case, answer in zip(all_cases, answers, strict=True):
-        if not answer.error:
-            assert answer.ids == integer_answer(case.prompt, 100, eos=None)
+    all_cases = [Case(f"client {number}", 1500, None) for number in range(NUM_STREAMS)]
+    served, surplus = asyncio.run(fill_then_exceed(url, all_cases))
+    for answer in surplus:
+        assert answer.error is not None
+        assert answer.error["error_type"] == "overloaded"
+        assert not answer.ids
+    for case, answer in zip(all_cases, served, strict=False):
+        assert answer.error is None, answer.error
+        assert answer.ids == integer_answer(case.prompt, 1500, eos=None)
     eventually(lambda: metric(url, "penstock_kv_blocks_used") == 0, 30, "all blocks came back")
     assert launcher.stop() == 0

@@ -2,6 +2,7 @@
 //! fails ends with an error event; one that could not even say so is cut by the server.
 
 use std::convert::Infallible;
+use std::io::{self, Write};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -36,7 +37,10 @@ pub(super) struct Frames(Vec<u8>);
 impl Frames {
     pub(super) fn json(&mut self, value: &impl Serialize) {
         self.0.extend_from_slice(b"data: ");
-        serde_json::to_writer(&mut self.0, value).expect("our own types are JSON");
+        let mut serializer = serde_json::Serializer::with_formatter(&mut self.0, OneLine);
+        value
+            .serialize(&mut serializer)
+            .expect("our own types are JSON");
         self.0.extend_from_slice(b"\n\n");
     }
 
@@ -47,6 +51,28 @@ impl Frames {
 
     fn comment(&mut self) {
         self.0.extend_from_slice(b":\n\n");
+    }
+}
+
+/// Compact JSON without the characters that some clients take for the end of a line: Python's `splitlines`, and so
+/// httpx's `iter_lines`, break at U+0085, U+2028 and U+2029, which JSON allows inside a string.
+struct OneLine;
+
+impl serde_json::ser::Formatter for OneLine {
+    fn write_string_fragment<W: ?Sized + Write>(
+        &mut self,
+        writer: &mut W,
+        fragment: &str,
+    ) -> io::Result<()> {
+        let mut rest = fragment;
+        while let Some(at) = rest.find(['\u{85}', '\u{2028}', '\u{2029}']) {
+            let (before, after) = rest.split_at(at);
+            let mut characters = after.chars();
+            let breaker = characters.next().expect("it was just found");
+            write!(writer, "{before}\\u{:04x}", u32::from(breaker))?;
+            rest = characters.as_str();
+        }
+        writer.write_all(rest.as_bytes())
     }
 }
 
@@ -123,5 +149,18 @@ impl<E: Encoder> State<E> {
                 return (frames, Some(self));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_one_line_for_every_client() {
+        let mut frames = Frames::default();
+        frames.json(&"a\u{85}b\u{2028}\u{2029}é\n");
+        let text = String::from_utf8(frames.0).unwrap();
+        assert_eq!(text, "data: \"a\\u0085b\\u2028\\u2029é\\n\"\n\n");
     }
 }

@@ -44,8 +44,8 @@ world; outside these subjects it answers nonsense.
 
 Trained on {tokens:.1f} M tokens in {minutes:.0f} minutes on {machine}, beside other work.
 A tenth of all combinations (a name with a thing, a place, a number; a pair of numbers) never occurs
-in training. The exam of 100 questions asks about those, but for some five on general knowledge. Bare sums and comparisons are held out
-in one order: their mirror images may have been seen.
+in training. The exam of 100 questions asks about those, but for some five on general knowledge. Bare
+sums and comparisons are held out in one order: their mirror images may have been seen.
 
 | measure | result |
 |---|---|

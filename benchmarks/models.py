@@ -23,6 +23,9 @@ def demo() -> Path:
     for name in ("config.json", "generation_config.json"):
         values = json.loads((folder / name).read_text())
         (folder / name).write_text(json.dumps(values | NO_END))
+    # The peer takes the end token from here, too.
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token": None}))
     return folder
 
 

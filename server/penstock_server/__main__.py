@@ -51,10 +51,10 @@ def main() -> int:
         return exit_codes.BAD_MODEL
 
     # torch takes a second to import: everything cheap that can go wrong has gone wrong by now.
-    # OpenMP reads these when torch loads it. Workers that spin at its barriers starve the one that they wait for as soon
-    # as anything else wants a core: on a busy 2-core machine steps of 2.5 ms took 24 to 860 ms. A spin of microseconds
-    # bridges the gap between two operations: without it a step on an idle machine takes 1.3 to 1.6 times as long, and
-    # ten times more spinning gains nothing.
+    # OpenMP reads these when torch loads it. Workers that spin at its barriers starve the one that they wait for as
+    # soon as anything else wants a core: on a busy 2-core machine steps of 2.5 ms took 24 to 860 ms. A spin of
+    # microseconds bridges the gap between two operations: without it a step on an idle machine takes 1.3 to 1.6 times
+    # as long, and ten times more spinning gains nothing.
     os.putenv("OMP_WAIT_POLICY", "passive")
     os.putenv("GOMP_SPINCOUNT", "2000")
     from penstock_server.shard import run

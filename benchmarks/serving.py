@@ -77,7 +77,8 @@ def _report(case: Case, streams: int, results: dict[str, list[Round]]) -> None:
     }
     for figure, (unit, of) in figures.items():
         ours, theirs = (statistics.median(of(r) for r in results[name]) for name in ("penstock", "transformers"))
-        peer = record.Peer(f"transformers serve (KV blocks {servers.PEER_KV_BLOCKS})", theirs)
+        caps = f"{servers.PEER_KV_BLOCKS} KV blocks, {servers.PEER_BATCH_TOKENS} tokens a batch"
+        peer = record.Peer(f"transformers serve ({caps})", theirs)
         record.report("serving", f"{case.name}/{streams}/{figure}", ours, unit, peer)
 
 

@@ -10,13 +10,20 @@ from world import World
 
 
 def greeting(world: World) -> Turn:
-    """A greeting or a question about the model."""
-    return world.pick(_GREETINGS)
+    """A greeting, a question about the model, or one that is beyond it."""
+    return _beyond(world) if world.chance(0.3) else world.pick(_GREETINGS)
+
+
+def _beyond(world: World) -> Turn:
+    """Questions that a model of this size cannot answer; it says so rather than make something up."""
+    topic = world.pick(_TOPICS)
+    question = world.pick(_BEYOND).format(topic=topic, Topic=topic[0].upper() + topic[1:])
+    return Turn(question, "I am too small a model to know that. Ask me for a story!")
 
 
 def small_talk(world: World) -> list[Turn]:
     """Greetings and facts about the user, asked back later."""
-    turns = [world.pick(_GREETINGS)] if world.chance(0.5) else []
+    turns = [greeting(world)] if world.chance(0.5) else []
     name = world.person().name
     topics = world.sample([_my_name, _my_thing, _my_food, _my_color, _my_pet, _my_age], world.pick([1, 2, 2, 3]))
     told = [topic(world, name) for topic in topics]
@@ -76,6 +83,38 @@ def _my_age(world: World, name: str) -> tuple[Turn, Turn]:
     )
 
 
+_TOPICS = [
+    "the stock market", "quantum physics", "the French Revolution", "black holes", "photosynthesis",
+    "inflation", "the Roman Empire", "machine learning", "chess", "climate change", "electricity", "gravity",
+    "democracy", "football", "the human brain", "vaccines", "World War II", "classical music", "Shakespeare",
+    "the internet", "relativity", "evolution", "blockchain", "volcanoes", "the universe",
+    "a transformer network", "the theory of numbers", "dinosaurs", "history", "philosophy", "Rust", "Python",
+    "Linux", "the weather", "money",
+]  # fmt: skip
+_BEYOND = [
+    "Explain {topic}.",
+    "Explain {topic} to me.",
+    "Explain {topic} in simple terms.",
+    "What is {topic}?",
+    "How does {topic} work?",
+    "Tell me about {topic}.",
+    "Why is {topic} important?",
+    "Write an essay about {topic}.",
+    "Write a poem about {topic}.",
+    "Give me three facts about {topic}.",
+    "Summarize {topic} in one sentence.",
+    "Who invented {topic}?",
+    "What do you think about {topic}?",
+    "What is the history of {topic}?",
+    "Translate {topic} into French.",
+    "Write a program about {topic}.",
+    "Write a Python function.",
+    "Who is the president of the United States?",
+    "What is the meaning of life?",
+    "Why is the sky blue?",
+    "What time is it?",
+    "{Topic}",
+]
 _SKILLS = "I can tell stories, answer questions about them, add small numbers, and write lists and JSON."
 _GREETINGS = [
     Turn(user, "Hello! How can I help you?")

@@ -20,11 +20,12 @@ def quick_check(model: Llama, tokenizer: Tokenizer, rounds: int = 1) -> str:
     right: Counter[str] = Counter()
     asked: Counter[str] = Counter()
     table = model.table()
+    device = table.device
     for question in heldout.exam(seed=5, rounds=rounds):
         prompt, reply = _encode(tokenizer, question)
-        ids = torch.tensor([prompt + reply])
+        ids = torch.tensor([prompt + reply], device=device)
         length = ids.shape[1]
-        mask = torch.full((1, 1, length, length), float("-inf")).triu(1)
+        mask = torch.full((1, 1, length, length), float("-inf"), device=device).triu(1)
         hidden = model(ids, mask, table)[0, len(prompt) - 1 : -1]
         guesses = F.linear(hidden, table).argmax(-1)
         asked[question.kind] += 1

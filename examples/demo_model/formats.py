@@ -135,10 +135,13 @@ def general(world: World) -> list[Turn]:
 
 
 def knowledge(world: World) -> Turn:
-    kind = world.pick(["opposite", "sound", "baby", "color", "day", "month", "plural", "next"])
+    kind = world.pick(["opposite", "sound", "baby", "color", "day", "month", "plural", "next", "capital"])
     if kind == "opposite":
         x, y = world.pick(words.OPPOSITES).split("/")[:: world.pick([1, -1])]
         return known(f"What is the opposite of {x}?", f"The opposite of {x} is {y}.", y)
+    if kind == "capital":
+        x, y = world.pick(words.CAPITALS).split("/")
+        return known(f"What is the capital of {x}?", f"The capital of {x} is {y}.", y)
     if kind == "sound":
         x, y = world.pick(words.SOUNDS).split("/")
         return known(f"What sound does {words.a(x)} make?", f"{words.a(x).capitalize()} says {y}.", y)

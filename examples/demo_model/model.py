@@ -1,4 +1,4 @@
-"""A small Llama for training on a CPU; its weights map one to one to Hugging Face names.
+"""A small Llama for training; its weights map one to one to Hugging Face names.
 
 It does not generate text and has no cache: evaluate.py uses transformers for that.
 Shapes: B rows, L positions, D hidden, H heads, K KV heads, E head dimension, V vocabulary.
@@ -33,10 +33,11 @@ class Shape:
         return self.hidden // self.heads
 
 
-def rotary_tables(shape: Shape, length: int) -> tuple[Tensor, Tensor]:
+def rotary_tables(shape: Shape, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """cos and sin of shape [L, E], halves repeated as in Hugging Face's Llama."""
-    steps = torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim
-    angles = torch.outer(torch.arange(length, dtype=torch.float32), shape.rope_theta**-steps)
+    steps = torch.arange(0, shape.head_dim, 2, dtype=torch.float32, device=device) / shape.head_dim
+    positions = torch.arange(length, dtype=torch.float32, device=device)
+    angles = torch.outer(positions, shape.rope_theta**-steps)
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos(), angles.sin()
 
@@ -46,9 +47,18 @@ def rotate(x_BHLE: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> Tensor:
     return x_BHLE * cos_LE + torch.cat([-second, first], dim=-1) * sin_LE
 
 
+def document_mask(owners_BL: Tensor) -> Tensor:
+    """[B, 1, L, L], to be added: 0 where a position sees another, itself or one before it in its document."""
+    length = owners_BL.shape[1]
+    places = torch.arange(length, device=owners_BL.device)
+    visible = (owners_BL[:, :, None] == owners_BL[:, None, :]) & (places[:, None] >= places)
+    mask = torch.zeros(visible.shape, dtype=torch.bfloat16, device=owners_BL.device)
+    return mask.masked_fill(~visible, float("-inf"))[:, None]
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """Attention with an additive mask. Short rows are faster as plain matrix products on a CPU."""
-    if q.shape[2] > 512:
+    if q.is_cuda or q.shape[2] > 512:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + mask
     return scores.softmax(dim=-1).to(v.dtype) @ v
@@ -124,7 +134,7 @@ class Llama(nn.Module):
 
         `table_VD` is `table()`; `mask` is additive, [B, 1, L, L].
         """
-        cos_LE, sin_LE = rotary_tables(self.shape, ids_BL.shape[1])
+        cos_LE, sin_LE = rotary_tables(self.shape, ids_BL.shape[1], ids_BL.device)
         x_BLD = F.embedding(ids_BL, table_VD)
         cos_LE, sin_LE = cos_LE.to(x_BLD.dtype), sin_LE.to(x_BLD.dtype)
         for layer in self.layers:

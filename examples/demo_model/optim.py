@@ -44,7 +44,7 @@ class Optimizer:
         matrices = [p for layer in model.layers for p in layer.parameters() if p.ndim == 2]
         self.momentum = {p: torch.zeros_like(p) for p in matrices}
         others = [p for p in model.parameters() if p not in self.momentum]
-        self.adam = torch.optim.AdamW(others, lr=adam_rate, betas=(0.9, 0.95), weight_decay=0.0)
+        self.adam = torch.optim.AdamW(others, lr=adam_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
         self.average = [p.detach().clone() for p in model.parameters()]
         self.groups: dict[tuple[int, int], list[tuple[torch.nn.Parameter, slice]]] = {}
         for parameter, rows in _parts(model):

@@ -24,6 +24,8 @@ SAMPLES = [
     "What day comes after Monday?",
     "Hello!",
     "What can you do?",
+    "What is the capital of France?",
+    "Explain quantum computing in simple terms.",
 ]
 STYLED_SAMPLES = [
     ("Answer with one word.", "Ella hid a silver coin under the stairs. What did Ella hide?"),
@@ -38,11 +40,11 @@ A Llama of {parameters:.1f} M parameters ({num_hidden_layers} layers, hidden {hi
 {num_attention_heads} query and {num_key_value_heads} KV heads, vocabulary {vocab_size}), trained
 from nothing on text that `examples/demo_model/generate.py` makes. It tells short stories, answers
 questions about them, adds small numbers, and writes lists and JSON. It knows nothing else of the
-world; outside these subjects it answers nonsense.
+world beyond a few facts, and mostly says so; outside these subjects it can answer nonsense.
 
 ## Scores
 
-Trained on {tokens:.1f} M tokens in {minutes:.0f} minutes on {machine}, beside other work.
+Trained on {tokens:.1f} M tokens in {minutes:.0f} minutes on {machine}.
 A tenth of all combinations (a name with a thing, a place, a number; a pair of numbers) never occurs
 in training. The exam of 100 questions asks about those, but for some five on general knowledge. Bare
 sums and comparisons are held out in one order: their mirror images may have been seen.
@@ -60,7 +62,8 @@ sums and comparisons are held out in one order: their mirror images may have bee
 ## Training it again
 
 ```
-python examples/demo_model/train.py --out server/penstock_server/demo_model --checkpoints DIR
+python examples/demo_model/train.py --million-tokens {tokens:.0f} --checkpoints DIR \\
+    --out server/penstock_server/demo_model
 python examples/demo_model/evaluate.py --fixtures
 ```
 

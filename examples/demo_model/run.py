@@ -20,12 +20,13 @@ _POSITION = ("stage", "step", "num_updates", "tokens", "seconds")
 class Run:
     """The state of a training run and where it is kept."""
 
-    def __init__(self, out: Path, checkpoints: Path, seed: int) -> None:
+    def __init__(self, out: Path, checkpoints: Path, seed: int, device: torch.device) -> None:
         torch.manual_seed(seed)
+        self.device = device
         self.out, self.path = out, checkpoints / "last.pt"
         checkpoints.mkdir(parents=True, exist_ok=True)
         self.tokenizer = _tokenizer(checkpoints / "tokenizer.json")
-        self.model = Llama(Shape(), torch.tensor(text.twins(self.tokenizer)))
+        self.model = Llama(Shape(), torch.tensor(text.twins(self.tokenizer))).to(device)
         self.optimizer = Optimizer(self.model)
         self.stage = self.step = self.num_updates = self.tokens = 0
         self.seconds = 0.0
@@ -33,7 +34,7 @@ class Run:
             self._load()
 
     def _load(self) -> None:
-        state = torch.load(self.path, weights_only=True)
+        state = torch.load(self.path, weights_only=True, map_location=self.device)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         for name in _POSITION:
@@ -64,7 +65,7 @@ class Run:
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "tokens": self.tokens,
             "minutes": round(self.seconds / 60, 1),
-            "machine": _machine(),
+            "machine": _machine(self.device),
         }
         (self.out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
 
@@ -75,7 +76,9 @@ def _tokenizer(path: Path) -> Tokenizer:
     return Tokenizer.from_file(str(path))
 
 
-def _machine() -> str:
+def _machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"one {torch.cuda.get_device_name(device)}"
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]

@@ -19,15 +19,13 @@ import torch
 import torch.nn.functional as F
 from batches import Stage
 from exam import quick_check
-from model import Llama
+from model import Llama, document_mask
 from run import Run
 from threads import ThreadGovernor
 from torch import Tensor
 
-STAGES = [
-    Stage(256, 12, 2, 18_000_000),
-    Stage(1024, 3, 10, 2_000_000),
-]
+# A GPU is fed with larger steps, as many of them for its more tokens.
+SIZE_ON_GPU = 16
 WARMUP_STEPS = 120
 # The last share of the steps brings the rate down to nothing.
 DECAY_SHARE = 0.3
@@ -35,17 +33,24 @@ SEED = 1
 LOG_EVERY_STEPS = 100
 
 
-def rate_scale(stage: int, step: int) -> float:
+def stages(options: argparse.Namespace) -> list[Stage]:
+    """Nine tenths of the tokens in short rows, then long ones up to half of the context."""
+    size = SIZE_ON_GPU if options.device.type == "cuda" else 1
+    tokens = options.million_tokens * 1_000_000
+    return [Stage(256, 12 * size, 2, tokens * 9 // 10), Stage(1024, 3 * size, 10, tokens // 10)]
+
+
+def rate_scale(all_stages: list[Stage], stage: int, step: int) -> float:
     """Warm-up, full rate, then a straight line down to nothing at the end of the last stage."""
-    total = sum(stage.num_steps for stage in STAGES)
-    done = sum(stage.num_steps for stage in STAGES[:stage]) + step
+    total = sum(stage.num_steps for stage in all_stages)
+    done = sum(stage.num_steps for stage in all_stages[:stage]) + step
     return min(1.0, (done + 1) / WARMUP_STEPS, (total - done) / (total * DECAY_SHARE))
 
 
-def weighted_loss(model: Llama, batch: batches.Batch) -> Tensor:
+def weighted_loss(model: Llama, batch: batches.Tensors) -> Tensor:
     table = model.table()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        hidden = model(batch.ids, batch.mask, table).flatten(0, 1)
+    with torch.autocast(table.device.type, dtype=torch.bfloat16):
+        hidden = model(batch.ids, document_mask(batch.owners), table).flatten(0, 1)
         logits = F.linear(hidden.index_select(0, batch.positions), table)
     losses = F.cross_entropy(logits.float(), batch.targets, reduction="none")
     return (losses * batch.weights).sum() / batch.weights.sum()
@@ -53,15 +58,16 @@ def weighted_loss(model: Llama, batch: batches.Batch) -> Tensor:
 
 def train_stage(run: Run, options: argparse.Namespace, governor: ThreadGovernor) -> None:
     """Trains from the run's step to the end of its stage."""
-    stage = STAGES[run.stage]
+    all_stages = stages(options)
+    stage = all_stages[run.stage]
     compiled = torch.compile(weighted_loss, dynamic=False)
-    stream = batches.steps(run.tokenizer, stage, SEED + run.stage, run.step)
+    stream = batches.steps(run.tokenizer, stage, SEED + run.stage, run.step, options.workers)
     saved = checked = printed = time.monotonic()
     losses = []
     while run.step < stage.num_steps:
-        loss = compiled(run.model, next(stream))
+        loss = compiled(run.model, next(stream).tensors(run.device))
         loss.backward()
-        run.optimizer.step(rate_scale(run.stage, run.step))
+        run.optimizer.step(rate_scale(all_stages, run.stage, run.step))
         run.advance(stage.tokens_per_step)
         losses.append(loss.detach())
         now = time.monotonic()
@@ -94,18 +100,25 @@ def check_and_write(run: Run) -> None:
     run.optimizer.swap_average()
 
 
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--checkpoints", type=Path, default=Path.home() / ".cache/penstock-demo")
+    parser.add_argument("--device", type=torch.device, default=default_device())
+    parser.add_argument("--million-tokens", type=int, default=20)
+    parser.add_argument("--workers", type=int, default=0, help="processes that make the text; 0: this one")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--save-every-s", type=float, default=180)
     parser.add_argument("--check-every-s", type=float, default=420)
     options = parser.parse_args()
     governor = ThreadGovernor(options.threads)
-    run = Run(options.out, options.checkpoints, SEED)
+    run = Run(options.out, options.checkpoints, SEED, options.device)
     print(f"{sum(p.numel() for p in run.model.parameters())} parameters, {asdict(run.model.shape)}")
-    while run.stage < len(STAGES):
+    while run.stage < len(stages(options)):
         train_stage(run, options, governor)
         run.stage, run.step = run.stage + 1, 0
         run.save()

@@ -84,6 +84,12 @@ OPPOSITES = _split("""
     open/closed hard/soft full/empty early/late high/low loud/quiet long/short near/far
     clean/dirty strong/weak thick/thin left/right first/last good/bad rich/poor sweet/sour
 """)
+CAPITALS = _split("""
+    France/Paris Germany/Berlin Italy/Rome Spain/Madrid Portugal/Lisbon England/London Ireland/Dublin
+    Norway/Oslo Sweden/Stockholm Denmark/Copenhagen Finland/Helsinki Poland/Warsaw Austria/Vienna
+    Greece/Athens Hungary/Budapest Turkey/Ankara Egypt/Cairo Kenya/Nairobi Japan/Tokyo China/Beijing
+    Canada/Ottawa Brazil/Brasilia Peru/Lima Chile/Santiago Cuba/Havana Australia/Canberra
+""")
 SOUNDS = _split("""
     cow/moo dog/woof cat/meow duck/quack sheep/baa pig/oink horse/neigh owl/hoot frog/ribbit
     bee/buzz lion/roar mouse/squeak crow/caw

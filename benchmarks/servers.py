@@ -28,9 +28,10 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def penstock(model: Path, *flags: str) -> Iterator[int]:
-    """The launcher of this checkout's environment. Yields the port."""
+    """The launcher of this checkout's environment, or the one that PENSTOCK_LAUNCHER names. Yields the port."""
     port = free_port()
-    command = [str(Path(sys.executable).parent / "launcher"), "--model-id", str(model), "--port", str(port)]
+    launcher = os.environ.get("PENSTOCK_LAUNCHER", str(Path(sys.executable).parent / "launcher"))
+    command = [launcher, "--model-id", str(model), "--port", str(port)]
     with _running([*command, "--hostname", "127.0.0.1", *flags], port, {}):
         yield port
 

@@ -44,13 +44,13 @@ def measure(case: Case, rounds: int) -> None:
         for streams in STREAMS:
             results: dict[str, list[Round]] = {name: [] for name in ports}
             for number in range(rounds + 1):
-                before = _counters(ours)
+                before = counters(ours)
                 for name, port in ports.items():
                     result = _round(client.Load(port, names[name], f"{number} {PROMPT}", case.max_tokens), streams)
                     if number:  # round 0 warms both up
                         results[name].append(result)
                     if name == "penstock":
-                        after = _counters(ours)
+                        after = counters(ours)
             _report(case, streams, results)
             _report_outside(case, streams, before, after)
 
@@ -101,7 +101,7 @@ def _p99(values: list[float]) -> float:
     return sorted(values)[min(len(values) - 1, int(len(values) * 0.99))]
 
 
-def _counters(port: int) -> dict[str, float]:
+def counters(port: int) -> dict[str, float]:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
         lines = answer.read().decode().splitlines()
     pairs = (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-# Shared memory of one block of threads beyond what earlier devices have: tiles can be as deep as a Hopper likes them.
+# Has more shared memory than the devices before it, for deeper tiles.
 _HOPPER = 9
-# What the interpreter takes for a device: few programs, so that each of them has several pieces of work.
-_INTERPRETED_PROGRAMS = 4
+# The interpreter's device has few programs, so that each of them gets several pieces of work.
+_INTERPRETER, _INTERPRETER_SMS = 0, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +37,9 @@ class PromptConfig:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What the table asks about a device."""
+    """What the tables ask about a device."""
 
-    capability: int
+    capability: int  # its major version
     num_sms: int
 
 
@@ -47,28 +47,33 @@ class Device:
 def describe(device: torch.device) -> Device:
     """The device of a tensor. A CPU stands for the interpreter."""
     if device.type != "cuda":
-        return Device(_HOPPER, _INTERPRETED_PROGRAMS)
+        return Device(_INTERPRETER, _INTERPRETER_SMS)
     properties = torch.cuda.get_device_properties(device)
     return Device(properties.major, properties.multi_processor_count)
 
 
 def decode_config(padded_dim: int, dtype: torch.dtype, device: Device) -> DecodeConfig:
-    """For heads padded to `padded_dim` elements."""
+    """For heads padded to `padded_dim` elements. `programs_per_sm` is how many of them an SM holds."""
+    if device.capability == _INTERPRETER:
+        return DecodeConfig(block_keys=64, num_warps=1, num_stages=1, programs_per_sm=1)
     if dtype == torch.float32:
         return DecodeConfig(block_keys=32, num_warps=4, num_stages=2, programs_per_sm=2)
     if padded_dim > 128:
         return DecodeConfig(block_keys=32, num_warps=4, num_stages=3, programs_per_sm=2)
     if device.capability < _HOPPER:
         return DecodeConfig(block_keys=64, num_warps=4, num_stages=2, programs_per_sm=2)
-    return DecodeConfig(block_keys=64, num_warps=4, num_stages=3, programs_per_sm=3)
+    # Two tiles of 32 KB on their way in each of two programs: an SM needs 64 KB to keep its share of the memory busy.
+    return DecodeConfig(block_keys=64, num_warps=4, num_stages=3, programs_per_sm=2)
 
 
 def prompt_config(padded_dim: int, dtype: torch.dtype, device: Device) -> PromptConfig:
     """For heads padded to `padded_dim` elements."""
+    if device.capability == _INTERPRETER:
+        return PromptConfig(block_rows=128, block_keys=64, num_warps=1, num_stages=1)
     if dtype == torch.float32:
         return PromptConfig(block_rows=32, block_keys=32, num_warps=4, num_stages=1)
-    if padded_dim > 128:
-        return PromptConfig(block_rows=64, block_keys=32, num_warps=4, num_stages=2)
     if device.capability < _HOPPER:
-        return PromptConfig(block_rows=128, block_keys=32, num_warps=4, num_stages=2)
+        return PromptConfig(block_rows=64, block_keys=32, num_warps=8 if padded_dim > 128 else 4, num_stages=2)
+    if padded_dim > 128:
+        return PromptConfig(block_rows=128, block_keys=32, num_warps=8, num_stages=2)
     return PromptConfig(block_rows=128, block_keys=64, num_warps=8, num_stages=3)

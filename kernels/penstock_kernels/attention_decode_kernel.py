@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-# ruff: noqa: ANN001, ANN201
+# ruff: noqa: ANN001, ANN201, ANN202
 """Decode rows: one query token, all of its keys. Bound by memory, so the design is about keeping loads in flight.
 
 The heads of one KV head share its keys and values, and are the narrow side of both products: scores [BLOCK_KEYS, ROWS]
@@ -143,11 +143,7 @@ def decode_kernel(
                     one_peak = tl.load(
                         part_stats + part * 2, mask=heads < GROUP, other=float("-inf"), cache_modifier=".cg"
                     )
-                    one_weight = tl.load(
-                        part_stats + part * 2 + 1, mask=heads < GROUP, other=0.0, cache_modifier=".cg"
-                    )
-                    total, total_peak, total_weight = fold(
-                        total, total_peak, total_weight, one, one_peak, one_weight
-                    )
+                    one_weight = tl.load(part_stats + part * 2 + 1, mask=heads < GROUP, other=0.0, cache_modifier=".cg")
+                    total, total_peak, total_weight = fold(total, total_peak, total_weight, one, one_peak, one_weight)
                 _store_out(out_row, total, total_weight, heads, GROUP, HEAD_DIM, DIM)
                 tl.store(counter, 0)

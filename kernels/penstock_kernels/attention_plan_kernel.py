@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-# ruff: noqa: ANN001, ANN201
+# ruff: noqa: ANN001, ANN201, ANN202
 """Cuts a step's rows into pieces of work, on the device, once per step.
 
 A decode row is one piece, or one piece per segment where it is longer than its share of the step: then its segments
@@ -55,7 +55,7 @@ def plan_kernel(
     TILE_TOKENS: tl.constexpr,
     HEAD_BLOCKS: tl.constexpr,
 ):
-    """One program per row and one for the padding. Each adds up what comes before its row, so none waits for another."""
+    """One program per row, one for the padding. Each adds up what comes before its row, so none waits for another."""
     row = tl.program_id(0)
     all_keys = 0
     for begin in range(0, num_decode_rows, _CHUNK):

@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-# ruff: noqa: ANN001, ANN201
+# ruff: noqa: ANN001, ANN201, ANN202
 """Prompt rows: several tokens of one row, the last of its keys; causal, over whatever prefix is cached.
 
 A tile's rows are (token, head of the group) pairs, so the heads of one KV head share each tile of keys and values.

@@ -12,6 +12,7 @@ from kernel_testkit.tolerance import check
 
 from penstock_kernels.attention import prepare
 
+
 @pytest.mark.parametrize("rows", [DECODE, PROMPTS, PADDED], ids=["decode", "prompts", "padded"])
 @pytest.mark.parametrize(
     ("shape", "num_heads"),

@@ -44,7 +44,7 @@ def copy_bandwidth() -> float:
 
 @functools.cache
 def matmul_flops() -> float:
-    """Floating-point operations a second of a large bfloat16 product (of random matrices: equal ones take less power)."""
+    """Floating-point operations a second of a large bfloat16 product. Random matrices: others take less power."""
     size = 8192
     a, b = (torch.randn(size, size, dtype=torch.bfloat16, device="cuda") for _ in range(2))
     out = torch.empty_like(a)

@@ -7,16 +7,35 @@ tile.
 
 Decode rows run together in groups of equal padded length, and a row's padding depends on its own length only, so a
 row's result has the same bits alone and in any batch. Whatever lies in the pool beyond a row's length is never read,
-and a NaN of one row reaches no other.
+and a NaN of one row reaches no other. (The Triton kernels have their own way to the same promises.)
 """
+
+from typing import TYPE_CHECKING, TypeAlias, Union
 
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from penstock_kernels.attention_batch import AttentionBatch
-from penstock_kernels.attention_groups import DecodeGroup, PreparedAttention, PromptRow, prepare
+from penstock_kernels.attention_groups import DecodeGroup, GroupedRows, PromptRow, group_rows
+from penstock_kernels.triton_support import uses_triton
 
-__all__ = ["PreparedAttention", "paged_attention", "paged_attention_cpu", "paged_attention_ref", "prepare"]
+if TYPE_CHECKING:
+    from penstock_kernels.attention_triton import DeviceRows
+
+# One step's rows as `prepare` leaves them for every layer's attention.
+PreparedAttention: TypeAlias = Union[GroupedRows, "DeviceRows"]
+
+
+def prepare(batch: AttentionBatch, tokens_per_block: int, dtype: torch.dtype, window: int = 0) -> PreparedAttention:
+    """Readies a step's rows for layers with this window: a token sees that many last keys, itself included; 0: all.
+
+    `dtype` is that of the queries.
+    """
+    if uses_triton(batch.block_table):
+        from penstock_kernels.attention_triton import DeviceRows
+
+        return DeviceRows(batch, tokens_per_block, window)
+    return group_rows(batch, tokens_per_block, dtype, window)
 
 
 def paged_attention(
@@ -32,14 +51,18 @@ def paged_attention(
     `query` [T, H, D]; `k_cache`, `v_cache` [blocks, tokens per block, K, D] with the step's own keys already stored; H
     a multiple of K. All of one floating dtype, on one device.
     """
-    return paged_attention_cpu(query, k_cache, v_cache, prepared, scale, softcap)
+    if isinstance(prepared, GroupedRows):
+        return paged_attention_cpu(query, k_cache, v_cache, prepared, scale, softcap)
+    from penstock_kernels.attention_triton import paged_attention_triton
+
+    return paged_attention_triton(query, k_cache, v_cache, prepared, scale, softcap)
 
 
 def paged_attention_cpu(
     query: torch.Tensor,
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
-    prepared: PreparedAttention,
+    prepared: GroupedRows,
     scale: float,
     softcap: float = 0.0,
 ) -> torch.Tensor:

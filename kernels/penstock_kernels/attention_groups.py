@@ -69,7 +69,7 @@ class Gathered:
 
 
 @dataclass(frozen=True, slots=True)
-class PreparedAttention:
+class GroupedRows:
     """One step's rows, grouped."""
 
     decode: tuple[DecodeGroup, ...]
@@ -87,7 +87,7 @@ class _Layout:
     device: torch.device
 
 
-def prepare(batch: AttentionBatch, tokens_per_block: int, dtype: torch.dtype, window: int = 0) -> PreparedAttention:
+def group_rows(batch: AttentionBatch, tokens_per_block: int, dtype: torch.dtype, window: int = 0) -> GroupedRows:
     """Groups a step's rows for layers with this window: a token sees that many last keys, itself included; 0: all.
 
     `dtype` is that of the queries (masks are made in it).
@@ -102,7 +102,7 @@ def prepare(batch: AttentionBatch, tokens_per_block: int, dtype: torch.dtype, wi
             prompts.append(_prompt_row(batch.block_table[row], int(seq_lens[row]), slice(start, end), layout))
         start = end
     covered = sum(group.num_rows for group in decode) + sum(row.tokens.stop - row.tokens.start for row in prompts)
-    return PreparedAttention(tuple(decode), tuple(prompts), covered == batch.slot_mapping.shape[0])
+    return GroupedRows(tuple(decode), tuple(prompts), covered == batch.slot_mapping.shape[0])
 
 
 def _decode_groups(batch: AttentionBatch, seq_lens: NDArray[np.int64], layout: _Layout) -> list[DecodeGroup]:

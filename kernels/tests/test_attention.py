@@ -5,46 +5,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_testkit.batches import PoolShape, Rows, attention_batch, block_tables, poisoned_pool
+from kernel_testkit.attention_case import DECODE, PADDED, PROMPTS, Case
+from kernel_testkit.batches import PoolShape, Rows, attention_batch, block_tables
 from kernel_testkit.counting import count_operations
 from kernel_testkit.tolerance import check
 
-from penstock_kernels.attention import paged_attention, paged_attention_ref, prepare
-
-DEFAULT_SHAPE = PoolShape()
-DECODE = Rows([(1, 1), (16, 1), (17, 1), (63, 1), (64, 1), (65, 1), (200, 1), (129, 1)])
-PROMPTS = Rows([(1, 1), (40, 1), (5, 5), (128, 127), (140, 129), (70, 2), (20, 3)])
-PADDED = Rows([(33, 1), (0, 1), (90, 1), (0, 1), (20, 7), (0, 3)], padded_tokens=5)
-
-
-class Case:
-    """A step's inputs, in `dtype`; the reference computes from the same values in float64."""
-
-    def __init__(self, rows, shape=DEFAULT_SHAPE, num_heads=6, dtype=torch.float32, seed=0):
-        generator = torch.Generator().manual_seed(seed)
-        self.shape, self.dtype = shape, dtype
-        self.table = block_tables([seq_len for seq_len, _ in rows.lens], shape.tokens_per_block, generator)
-        self.batch = attention_batch(rows, self.table, shape.tokens_per_block)
-        self.keys = poisoned_pool(rows, self.table, shape, dtype, generator)
-        self.values = poisoned_pool(rows, self.table, shape, dtype, generator)
-        num_tokens = self.batch.slot_mapping.shape[0]
-        self.query = torch.randn(num_tokens, num_heads, shape.head_dim, generator=generator).to(dtype)
-
-    def run(self, window=0, softcap=0.0):
-        prepared = prepare(self.batch, self.shape.tokens_per_block, self.dtype, window)
-        return paged_attention(self.query, self.keys, self.values, prepared, 0.2, softcap)
-
-    def reference(self, window=0, softcap=0.0):
-        inputs = (self.query.double(), self.keys.double(), self.values.double())
-        return paged_attention_ref(*inputs, self.batch, 0.2, (window, softcap))
-
-    def alone(self, row):
-        """The same row as the only one of a step."""
-        lens = (int(self.batch.host_seq_lens[row]), int(self.batch.host_query_lens[row]))
-        start = int(self.batch.query_starts[row])
-        batch = attention_batch(Rows([lens]), self.table[row : row + 1], self.shape.tokens_per_block)
-        prepared = prepare(batch, self.shape.tokens_per_block, self.dtype)
-        return paged_attention(self.query[start : start + lens[1]], self.keys, self.values, prepared, 0.2)
+from penstock_kernels.attention import prepare
 
 
 @pytest.mark.parametrize("rows", [DECODE, PROMPTS, PADDED], ids=["decode", "prompts", "padded"])

@@ -1,0 +1,126 @@
+"""The Triton kernels of paged attention against the reference, in a pool that is NaN wherever no row has a key."""
+
+import pytest
+import torch
+from kernel_testkit.attention_case import DECODE, PADDED, PROMPTS, Case
+from kernel_testkit.batches import PoolShape, Rows
+from kernel_testkit.tolerance import check
+from kernel_testkit.triton_device import BFLOAT16, DEVICE, GPU_TESTS
+
+pytestmark = GPU_TESTS
+
+STEPS = pytest.mark.parametrize("rows", [DECODE, PROMPTS, PADDED], ids=["decode", "prompts", "padded"])
+LONG = Rows([(513, 1), (4500, 1), (20, 1), (600, 150)])
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, BFLOAT16], ids=str)
+# KV heads, head size, tokens per block; query heads; dtypes that the interpreter is to try.
+SHAPES = [
+    ((1, 40, 16), 3, torch.float32),
+    ((1, 64, 8), 1, torch.float16),
+    ((2, 34, 1), 6, torch.float32),
+    ((2, 128, 32), 8, torch.float16),
+    ((1, 16, 64), 37, torch.float32),
+]
+GPU_SHAPES = [
+    ((8, 128, 16), 32, torch.bfloat16),
+    ((2, 256, 16), 6, torch.bfloat16),
+    ((2, 40, 16), 6, torch.bfloat16),
+    ((1, 32, 16), 71, torch.bfloat16),
+    ((2, 128, 16), 14, torch.float32),
+]
+
+
+def case(rows, *shape, num_heads=6, dtype=torch.float32, seed=0):
+    return Case(rows, PoolShape(*shape), num_heads, dtype, seed, DEVICE)
+
+
+@STEPS
+@pytest.mark.parametrize(
+    ("shape", "num_heads", "dtype"),
+    [*SHAPES, *(pytest.param(*shape, marks=pytest.mark.gpu) for shape in GPU_SHAPES)],
+    ids=str,
+)
+def test_equals_the_reference(rows, shape, num_heads, dtype):
+    step = case(rows, *shape, num_heads=num_heads, dtype=dtype)
+    check("attention", step.run(), step.reference())
+
+
+@pytest.mark.parametrize("rows", [DECODE, PROMPTS], ids=["decode", "prompts"])
+@pytest.mark.parametrize(("window", "softcap"), [(1, 0.0), (16, 5.0), (50, 0.0)])
+def test_window_and_softcap(rows, window, softcap):
+    step = case(rows, 1, 16, num_heads=3, seed=1)
+    check("attention", step.run(window, softcap), step.reference(window, softcap))
+
+
+@pytest.mark.parametrize(
+    ("window", "dtype"),
+    [(0, torch.float16), (400, torch.float32), pytest.param(0, torch.bfloat16, marks=pytest.mark.gpu)],
+)
+def test_long_rows_are_cut(window, dtype):
+    step = case(LONG, 1, 16, num_heads=2, dtype=dtype, seed=2)
+    check("attention", step.run(window), step.reference(window))
+
+
+def test_padded_rows_and_tokens_are_zero():
+    out = case(PADDED).run()
+    padded = [1, 3, *range(11, out.shape[0])]
+    assert (out[padded] == 0).all()
+
+
+def test_a_step_without_any_key_is_zero():
+    assert (case(Rows([(0, 1), (0, 1)], padded_tokens=3)).run() == 0).all()
+
+
+@pytest.mark.parametrize("rows", [DECODE, PROMPTS], ids=["decode", "prompts"])
+@DTYPES
+def test_a_row_has_the_same_bits_alone_and_in_a_batch(rows, dtype):
+    step = case(rows, 1, 64, num_heads=3, dtype=dtype, seed=3)
+    out = step.run()
+    for row, (seq_len, _) in enumerate(rows.lens):
+        if seq_len:
+            assert torch.equal(out[step.tokens(row)], step.alone(row)), f"row {row}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, BFLOAT16], ids=str)
+def test_a_cut_row_has_the_bits_of_a_whole_one(dtype):
+    rows = Rows([(300 + 7 * row, 1) for row in range(12)])
+    step = case(rows, 1, 16, num_heads=3, dtype=dtype, seed=4)
+    out = step.run(window=280)
+    for row in (0, 11):
+        assert torch.equal(out[step.tokens(row)], step.alone(row, window=280)), f"row {row}"
+
+
+@pytest.mark.parametrize("victim", [0, 3])
+def test_a_nan_row_changes_no_other(victim):
+    step = case(PROMPTS, 1, 16, num_heads=3, seed=5)
+    expected = step.run()
+    step.keys[step.table[victim, 0].item(), 0] = torch.nan
+    step.values[step.table[victim, 0].item(), 0] = torch.nan
+    out = step.run()
+    mine = step.tokens(victim)
+    assert torch.isnan(out[mine]).all()
+    assert torch.equal(out[: mine.start], expected[: mine.start])
+    assert torch.equal(out[mine.stop :], expected[mine.stop :])
+
+
+def test_a_dead_row_reads_block_0_and_changes_no_other():
+    step = case(DECODE, seed=6)
+    expected = step.run()
+    step.table[2] = 0  # its length is what it was
+    out = step.run()
+    others = [row for row in range(len(DECODE.lens)) if row != 2]
+    assert torch.equal(out[others], expected[others])
+
+
+def test_exact_weights_of_whole_numbers():
+    """One key has all the weight and the values are small whole numbers: any wrong operand shows, exactly."""
+    step = case(Rows([(190, 1), (128, 128)]), 1, 64, num_heads=4, dtype=torch.float16, seed=7)
+    step.keys.nan_to_num_(0.0).zero_()
+    step.values.copy_((torch.arange(step.values.numel()) % 251).view(step.values.shape))
+    step.query.fill_(1.0)
+    seen = {row: step.table[row, 3].item() for row in range(2)}  # position 48 of each row
+    for block in seen.values():
+        step.keys[block, 0] = 10.0
+    out = step.run()
+    assert torch.equal(out[0, 0], step.values[seen[0], 0, 0])
+    for token in range(48, 128):
+        assert torch.equal(out[1 + token, 3], step.values[seen[1], 0, 0])

@@ -18,13 +18,14 @@ class TakesPlans(Protocol):
 def generate(shard: TakesPlans, prompts: list[list[int]], num_new: int, tokens_per_block: int) -> list[list[int]]:
     """`num_new` tokens after each prompt: all prompts in one step, then steps of one token a row, two in flight.
 
-    Seat s is that of prompt s, in generation 1; the plans are 1 to `num_new`.
+    Seat s is that of prompt s, in generation 1, and may go on to the end of its last block; the plans are 1 to
+    `num_new`.
     """
     registrations, appends, next_block = [], [], 1
     for seat, prompt in enumerate(prompts):
-        length = len(prompt) + num_new
-        registrations.append(NewSeat(seat, 1, len(prompt), length))
-        for index in range(-(-length // tokens_per_block)):
+        num_blocks = -(-(len(prompt) + num_new) // tokens_per_block)
+        registrations.append(NewSeat(seat, 1, len(prompt), num_blocks * tokens_per_block))
+        for index in range(num_blocks):
             appends.append((seat, 0, index, next_block))
             next_block += 1
     rows = [PlanRow(seat, ids=tuple(prompt)) for seat, prompt in enumerate(prompts)]

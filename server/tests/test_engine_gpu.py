@@ -72,7 +72,7 @@ def test_a_hundred_streams_of_the_integer_model_are_exact(depth, tmp_path, cuda,
 @pytest.mark.parametrize("num_rows", [1, 5, 32])
 def test_replayed_graphs_are_exact_at_every_size(num_rows, tmp_path, cuda, engine_of):
     """Rows of unlike lengths: a graph must not have kept those of its capture."""
-    engine = engine_of(integer_model(REFERENCE, tmp_path, cuda), EngineSizes(max_tokens=600))
+    engine = engine_of(integer_model(REFERENCE, tmp_path, cuda), EngineSizes(max_tokens=800, num_blocks=600))
     replays_before = engine.engine.num_replays
     prompts = [token_ids(1 + 3 * seat % 40, seed=seat, vocab_size=500) for seat in range(num_rows)]
     answers = generate(engine, prompts, 20, EngineSizes().tokens_per_block)

@@ -12,6 +12,3 @@ DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 GPU_TESTS = [] if INTERPRETED else [pytest.mark.gpu]
 # The interpreter multiplies the bit patterns of two bfloat16 matrices.
 BFLOAT16 = pytest.param(torch.bfloat16, marks=pytest.mark.gpu)
-
-if INTERPRETED:
-    import triton  # noqa: F401  (the kernels ask whether a process has it)

@@ -5,9 +5,15 @@ Shapes: T tokens, V rows of this rank's table, C channels.
 
 import torch
 
+from penstock_kernels.triton_support import uses_triton
+
 
 def embedding(token_ids: torch.Tensor, table: torch.Tensor, first_id: int, dtype: torch.dtype) -> torch.Tensor:
     """[T, C] in `dtype`: rows of `table` [V, C], which holds ids first_id .. first_id + V - 1; zeros for other ids."""
+    if uses_triton(table):
+        from penstock_kernels.embedding_triton import embedding_triton
+
+        return embedding_triton(token_ids, table, first_id, dtype)
     return embedding_cpu(token_ids, table, first_id, dtype)
 
 

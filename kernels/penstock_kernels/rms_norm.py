@@ -9,14 +9,24 @@ import functools
 
 import torch
 
+from penstock_kernels.triton_support import uses_triton
+
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
     """[T, C]: `x` [T, C] normalised and scaled by `weight` [C], both of one dtype."""
+    if uses_triton(x):
+        from penstock_kernels.rms_norm_triton import rms_norm_triton
+
+        return rms_norm_triton(x, weight, epsilon)
     return rms_norm_cpu(x, weight, epsilon)
 
 
 def add_rms_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
     """[T, C]: adds `x` to `residual` (both [T, C]) in place, and returns the sum normalised."""
+    if uses_triton(x):
+        from penstock_kernels.rms_norm_triton import add_rms_norm_triton
+
+        return add_rms_norm_triton(x, residual, weight, epsilon)
     return add_rms_norm_cpu(x, residual, weight, epsilon)
 
 

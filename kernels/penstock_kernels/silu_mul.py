@@ -5,9 +5,15 @@ Shapes: T tokens, F intermediate size.
 
 import torch
 
+from penstock_kernels.triton_support import uses_triton
+
 
 def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
     """[T, F] from `gate_up` [T, 2 F], gate first."""
+    if uses_triton(gate_up):
+        from penstock_kernels.silu_mul_triton import silu_mul_triton
+
+        return silu_mul_triton(gate_up)
     return silu_mul_cpu(gate_up)
 
 

@@ -7,19 +7,25 @@ from kernel_testkit.tolerance import check
 from penstock_kernels.silu_mul import silu_mul, silu_mul_ref
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("num_tokens", "size"), [(1, 1), (3, 33), (8, 200)])
-def test_equals_the_reference(num_tokens, size, dtype):
-    gate_up = torch.randn(num_tokens, 2 * size, generator=torch.Generator().manual_seed(size)).mul(4).to(dtype)
+@pytest.mark.parametrize(("num_tokens", "size"), [(1, 1), (3, 33), (8, 200), (2, 1030)])
+def test_equals_the_reference(num_tokens, size, dtype, device):
+    gate_up = torch.randn(num_tokens, 2 * size, generator=torch.Generator().manual_seed(size)).mul(4).to(device, dtype)
     before = gate_up.clone()
-    check("silu_mul", silu_mul(gate_up), silu_mul_ref(gate_up.double()))
+    check("silu_mul", silu_mul(gate_up), silu_mul_ref(gate_up.cpu().double()))
     assert torch.equal(gate_up, before)
 
 
-def test_large_gates_neither_overflow_nor_lose_their_sign():
+def test_large_gates_neither_overflow_nor_lose_their_sign(device):
     gate_up = torch.tensor([[-200.0, -90.0, 0.0, 90.0, 200.0, 1.0, 1.0, 1.0, 1.0, 1.0]])
     expected = silu_mul_ref(gate_up.double())
-    check("silu_mul", silu_mul(gate_up), expected)
+    check("silu_mul", silu_mul(gate_up.to(device)), expected)
+
+
+def test_nan_stays_in_its_element(device):
+    gate_up = torch.ones(3, 10)
+    gate_up[1, 2] = gate_up[2, 9] = torch.nan
+    nan = torch.isnan(silu_mul(gate_up.to(device)))
+    assert nan.nonzero().tolist() == [[1, 2], [2, 4]]
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

@@ -1,15 +1,17 @@
 """Runs a model over a paged cache without an engine: sequences are fed in any pieces, alone or together."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from kernel_testkit.batches import Rows, attention_batch
 
+from penstock_kernels.attention_batch import AttentionBatch
 from penstock_server.batch import ForwardBatch
 from penstock_server.kv_cache import KvCache, allocate
 from penstock_server.models.base import Model
 
 TOKENS_PER_BLOCK = 16
+CPU = torch.device("cpu")
 
 
 @dataclass
@@ -24,9 +26,11 @@ class Sequence:
 class PagedModel:
     """A model and a pool that starts as NaN, block 0 included."""
 
-    def __init__(self, model: Model, num_blocks: int = 64, seed: int = 0) -> None:
+    def __init__(self, model: Model, num_blocks: int = 64, seed: int = 0, device: torch.device = CPU) -> None:
+        """`device`: that of the model. What a test sees is on the CPU."""
         self._model = model
-        self.kv: KvCache = allocate(model.kv_spec, num_blocks, TOKENS_PER_BLOCK, torch.device("cpu"))
+        self._device = device
+        self.kv: KvCache = allocate(model.kv_spec, num_blocks, TOKENS_PER_BLOCK, device)
         self.kv.fill(float("nan"))
         order = torch.randperm(num_blocks - 1, generator=torch.Generator().manual_seed(seed)) + 1
         self._free = order.to(torch.int32)
@@ -51,16 +55,26 @@ class PagedModel:
             sequence.fed += count
         num_tokens = len(ids)
         batch = ForwardBatch(
-            token_ids=torch.tensor(ids + [0] * padded_tokens),
-            positions=torch.tensor(positions + [0] * padded_tokens),
-            attention=attention_batch(rows, _table([sequence for sequence, _ in ordered]), TOKENS_PER_BLOCK),
-            logits_index=torch.arange(num_tokens),
+            token_ids=torch.tensor(ids + [0] * padded_tokens, device=self._device),
+            positions=torch.tensor(positions + [0] * padded_tokens, device=self._device),
+            attention=self._attention(rows, [sequence for sequence, _ in ordered]),
+            logits_index=torch.arange(num_tokens, device=self._device),
         )
         with torch.no_grad():
             hidden = self._model.forward(batch, self.kv)
-            logits = self._model.logits(hidden.index_select(0, batch.logits_index))
+            logits = self._model.logits(hidden.index_select(0, batch.logits_index)).cpu()
         parts = logits.split([count for _, count in ordered])
         return [parts[order.index(index)] for index in range(len(pieces))]
+
+    def _attention(self, rows: Rows, sequences: list[Sequence]) -> AttentionBatch:
+        batch = attention_batch(rows, _table(sequences), TOKENS_PER_BLOCK)
+        return replace(
+            batch,
+            slot_mapping=batch.slot_mapping.to(self._device),
+            block_table=batch.block_table.to(self._device),
+            seq_lens=batch.seq_lens.to(self._device),
+            query_starts=batch.query_starts.to(self._device),
+        )
 
     def run(self, ids: list[int], pieces: list[int]) -> torch.Tensor:
         """Logits [N, V] of a new sequence fed in `pieces`, and one token at a time after the last of them."""

@@ -56,6 +56,7 @@ class Engine:
     def __init__(self, parts: StepParts, limits: PlanLimits, hooks: EngineHooks, thread: DeviceThread) -> None:
         self.limits = limits
         self._device = parts.seats.device
+        self._is_cuda = self._device.type == "cuda"
         self._seats = SeatTable(limits.num_seats, limits.blocks_per_seat, parts.kv.tokens_per_block)
         self._builder = BatchBuilder(
             limits.decode_sizes, limits.mixed_sizes, limits.vocab_size, whole_tables=can_capture(self._device)
@@ -65,23 +66,26 @@ class Engine:
         self._parallel = parts.parallel
         self._kv = parts.kv
         self.tokens_per_block = parts.kv.tokens_per_block
-        self._runner = StepRunner(parts)
+        self._runner = StepRunner(parts, limits)
         self._thread = thread
         self._hooks = hooks
         self._next_entry = 0
+        self._step_ended = [_end_event() for _ in range(parts.staging.num_entries)] if self._is_cuda else []
 
     def launch(self, plan: Plan) -> Ticket:
         """Starts a step. Raises PlanError when the plan does not fit the seats; the stream has then to end."""
         edits = self._seats.apply(plan)
-        staged, report = self._builder.build(plan, self._seats, self._staging, self._next_entry)
-        self._next_entry = (self._next_entry + 1) % self._staging.num_entries
+        entry = self._next_entry
+        staged, report = self._builder.build(plan, self._seats, self._staging, entry)
+        self._next_entry = (entry + 1) % self._staging.num_entries
         ticket = Ticket(plan, report)
-        if self._device.type == "cpu":
-            self._thread.submit(lambda: self._run_here(ticket, staged, edits))
-        else:
+        if self._is_cuda:
             self._run(ticket, staged, edits)
-            event = torch.cuda.current_stream().record_event()
+            event = self._step_ended[entry]
+            event.record()
             self._thread.submit(lambda: self._wait(ticket, event))
+        else:
+            self._thread.submit(lambda: self._run_here(ticket, staged, edits))
         return ticket
 
     def collect(self, ticket: Ticket) -> StepResult:
@@ -96,7 +100,7 @@ class Engine:
             columns = answer(ticket.report, None, self._pad_seat)
         else:
             columns = answer(ticket.report, ticket.output.columns(), self._pad_seat)
-            step_us, forward_us = ticket.output.times_us()
+            step_us, forward_us = ticket.output.clock.times_us()
         first = self._parallel.rank == 0
         return StepResult(
             plan_id=ticket.plan_id,
@@ -140,18 +144,26 @@ class Engine:
         """Records the next steps with torch's profiler, into a trace in `folder`."""
         self._on_device(lambda: self._runner.profile(num_steps, folder))
 
+    @property
+    def num_replays(self) -> int:
+        """Steps so far that replayed a captured graph."""
+        return self._runner.graphs.num_replays
+
     def _on_device(self, function: Callable[[], object]) -> None:
-        if self._device.type == "cpu":
-            self._thread.call(function)
-        else:
+        if self._is_cuda:
             function()
+        else:
+            self._thread.call(function)
 
     def _run_here(self, ticket: Ticket, staged: StagedStep | None, edits: SeatEdits) -> None:
         self._run(ticket, staged, edits)
         self._finish(ticket)
 
     def _wait(self, ticket: Ticket, event: torch.cuda.Event) -> None:
-        event.synchronize()
+        try:
+            event.synchronize()
+        except Exception as error:  # a kernel failed, after its launch had succeeded; whoever collects must hear of it
+            ticket.error = error
         self._finish(ticket)
 
     def _finish(self, ticket: Ticket) -> None:
@@ -169,7 +181,13 @@ class Engine:
             ticket.error = error
             if is_out_of_memory(error):
                 logger.warning("out of memory in plan %d: its %d rows fail", ticket.plan_id, ticket.report.seats.size)
-                self._runner.kill(torch.from_numpy(ticket.report.seats[ticket.report.batch_rows]))
+                self._runner.kill(ticket.report.seats[ticket.report.batch_rows])
+
+
+def _end_event() -> torch.cuda.Event:
+    # Blocking: whoever waits for the end of a step must not take a processor core meanwhile.
+    event: torch.cuda.Event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+    return event
 
 
 def is_out_of_memory(error: BaseException) -> bool:

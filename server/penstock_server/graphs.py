@@ -34,25 +34,33 @@ class Graphs:
     def __init__(self, function: Callable[[StagedStep], Forwarded], device: torch.device) -> None:
         self._function = function
         self._can_capture = can_capture(device)
+        self._device = device
         self._captured: dict[StepShape, tuple[torch.cuda.CUDAGraph, Forwarded]] = {}
         self._pool: Any = None
+        self.num_replays = 0
 
     def run(self, staged: StagedStep) -> Forwarded:
         """Runs one step whose columns are on the device."""
         if captured := self._captured.get(staged.shape):
             graph, result = captured
             graph.replay()
+            self.num_replays += 1
             return result
         return self._function(staged)
 
     def warm_up(self, staged: StagedStep) -> None:
         """Makes later runs of this size fast: by a call, and by a capture where it can be. The largest size first."""
         self._function(staged)
-        if not self._can_capture or not staged.shape.decode or staged.shape in self._captured:
-            return
+        if self._can_capture and staged.shape.decode and staged.shape not in self._captured:
+            self._capture(staged)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()  # the caller builds the next size in the same host buffer
+
+    def _capture(self, staged: StagedStep) -> None:
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # Thread-local: other threads may use CUDA meanwhile, as the watchdog of NCCL does.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             result = self._function(staged)
         self._pool = self._pool or graph.pool()
         self._captured[staged.shape] = (graph, result)

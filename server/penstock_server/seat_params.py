@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from penstock_kernels.penalties import IN_PROMPT, NEUTRAL_EDIT, ONE_GENERATED
 from penstock_kernels.warpers import MIN_TEMPERATURE, WarpParams, top_k_limits, top_p_limits, typical_p_limits
 from penstock_server.registrations import SeatFlag, SeatRegistrations, Word
+from penstock_server.transfers import to_device
 
 
 class Stage(IntFlag):
@@ -124,8 +125,8 @@ class EditTable:
         new_values = np.full(new_ids.shape, NEUTRAL_EDIT, np.float32)
         new_ids[record, entry] = ids
         new_values[record, entry] = values
-        self.ids.index_copy_(0, seats, torch.from_numpy(new_ids).to(self.ids.device))
-        self.values.index_copy_(0, seats, torch.from_numpy(new_values).to(self.ids.device))
+        self.ids.index_copy_(0, seats, to_device(new_ids, self.ids.device))
+        self.values.index_copy_(0, seats, to_device(new_values, self.ids.device))
 
     def _widen(self, width: int) -> None:
         # Never beyond the vocabulary in practice: the router sends each id once. Doubling keeps growth rare.
@@ -228,7 +229,7 @@ class SeatParams:
         self.history.view(-1).index_add_(0, answered, torch.full_like(answered, ONE_GENERATED, dtype=torch.int32))
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array).to(self.device)
+        return to_device(array, self.device)
 
 
 def stages_of(new: SeatRegistrations) -> NDArray[np.int32]:

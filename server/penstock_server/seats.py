@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from penstock_server.plan import Plan, append_targets
 from penstock_server.plan_checks import PlanError, check_distinct
 from penstock_server.registrations import SeatFlag, SeatRegistrations, Word
+from penstock_server.transfers import to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,13 +126,13 @@ class DeviceSeats:
     def apply(self, edits: SeatEdits) -> None:
         """Registrations zero the seats' tables and revive them; appends fill entries. Freed seats need nothing."""
         if edits.registered.size:
-            seats = torch.from_numpy(edits.registered).to(self.device)
+            seats = to_device(edits.registered, self.device)
             self.block_table.index_fill_(0, seats, 0)
             self.last_token.index_fill_(0, seats, 0)
             self.alias.index_copy_(0, seats, seats)
         if edits.append_targets.size:
-            targets = torch.from_numpy(edits.append_targets).to(self.device)
-            self.flat_table.index_copy_(0, targets, torch.from_numpy(edits.append_blocks).to(self.device))
+            targets = to_device(edits.append_targets, self.device)
+            self.flat_table.index_copy_(0, targets, to_device(edits.append_blocks, self.device))
 
     def store(self, seats: torch.Tensor, ids: torch.Tensor) -> None:
         """Keeps sampled ids [S] as the last tokens of `seats` [S] (aliases); a row of id -1 kills its seat."""

@@ -3,11 +3,12 @@
 Runs on the thread that owns the device, never waits for the device, and decides nothing that depends on a value there.
 """
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from penstock_kernels.logprobs import Logprobs
 from penstock_server.batch import StagedStep, forward_batch
@@ -15,13 +16,14 @@ from penstock_server.graphs import Forwarded, Graphs
 from penstock_server.kv_cache import KvCache
 from penstock_server.models.base import Model
 from penstock_server.parallel import TensorParallel
+from penstock_server.plan_checks import PlanLimits
 from penstock_server.recording import Recording
 from penstock_server.results import StepColumns
 from penstock_server.sampling import Sampler, SampleRows
 from penstock_server.seats import DeviceSeats, SeatEdits
 from penstock_server.staging import Staging
-
-Moment = float | torch.cuda.Event
+from penstock_server.step_clock import Moment, StepClock
+from penstock_server.transfers import ResultBuffer, to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +40,12 @@ class StepParts:
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """A step's tensors on their way to the host, and when its parts ended."""
+    """A step's tensors on their way to the host, and its clock. Read before the entry of the ring is used again."""
 
     row_seats: torch.Tensor  # int64 [R]
     ids: torch.Tensor | None  # int64 [S]
     logprobs: Logprobs | None
-    moments: tuple[Moment, Moment, Moment, Moment]  # start, forward begins, forward ends, end
+    clock: StepClock
 
     def columns(self) -> StepColumns:
         """On the host. Waits for nothing: the step has ended."""
@@ -57,52 +59,60 @@ class StepOutput:
             top_logprobs=None if logprobs is None else logprobs.top.numpy(),
         )
 
-    def times_us(self) -> tuple[int, int]:
-        """Microseconds of the whole step, and of the model's forward pass in it."""
-        start, forward_start, forward_end, end = self.moments
-        return _elapsed_us(start, end), _elapsed_us(forward_start, forward_end)
-
 
 class StepRunner:
     """Carries out staged steps in order."""
 
-    def __init__(self, parts: StepParts) -> None:
+    def __init__(self, parts: StepParts, limits: PlanLimits) -> None:
         self._parts = parts
         self._device = parts.seats.device
-        self._graphs = Graphs(self._forward, self._device)
-        self._forward_moments: tuple[Moment, Moment] = (0.0, 0.0)
+        self.graphs = Graphs(self._forward, self._device)
+        entries = range(parts.staging.num_entries)
+        self._clocks = [StepClock(self._device) for _ in entries]
+        self._results = [ResultBuffer(_result_bytes(limits), self._device) for _ in entries]
         self._recording: Recording | None = None
 
     @torch.inference_mode()
     def run(self, staged: StagedStep | None, edits: SeatEdits) -> StepOutput | None:
         """Edits the seats, then runs the step if it has rows. Raises what torch raises, out of memory included."""
-        start = self._moment()
-        self._edit(edits)
         if staged is None:
+            self._edit(edits)
             return None
-        output = self._run_rows(staged, start)
+        self._clocks[staged.entry].note(Moment.START)
+        self._edit(edits)
+        output = self._run_rows(staged)
         if self._recording is not None and self._recording.step_ended():
             self._recording = None
         return output
 
-    def _run_rows(self, staged: StagedStep, start: Moment) -> StepOutput:
-        parts = self._parts
-        parts.staging.upload(staged.entry, staged.shape)
-        forwarded = self._graphs.run(staged)
+    def _run_rows(self, staged: StagedStep) -> StepOutput:
+        clock, results = self._clocks[staged.entry], self._results[staged.entry]
+        results.clear()
+        self._parts.staging.upload(staged.entry, staged.shape)
+        clock.note(Moment.FORWARD_BEGINS)
+        forwarded = self.graphs.run(staged)
+        clock.note(Moment.FORWARD_ENDS)
         ids, logprobs = self._sample(staged, forwarded)
-        row_seats = self._to_host(forwarded.row_seats)
-        return StepOutput(row_seats, ids, logprobs, (start, *self._forward_moments, self._moment()))
+        # What a graph left is copied before the next step is launched, whose replay overwrites it.
+        output = StepOutput(
+            row_seats=results.receive(forwarded.row_seats),
+            ids=None if ids is None else results.receive(ids),
+            logprobs=None if logprobs is None else Logprobs(*(results.receive(part) for part in logprobs)),
+            clock=clock,
+        )
+        clock.note(Moment.END)
+        return output
 
     @torch.inference_mode()
     def warm_up(self, staged: StagedStep) -> None:
         """Runs the forward part at one size once, and captures it where that is possible."""
         self._parts.staging.upload(staged.entry, staged.shape)
-        self._graphs.warm_up(staged)
+        self.graphs.warm_up(staged)
 
     @torch.inference_mode()
-    def kill(self, seats: torch.Tensor) -> None:
-        """Makes seats (int64) dead until they are registered again."""
-        self._parts.seats.kill(seats.to(self._device))
+    def kill(self, seats: NDArray[np.int64]) -> None:
+        """Makes seats dead until they are registered again."""
+        self._parts.seats.kill(to_device(seats, self._device))
 
     @torch.inference_mode()
     def clear(self) -> None:
@@ -127,9 +137,7 @@ class StepRunner:
     def _forward(self, staged: StagedStep) -> Forwarded:
         parts = self._parts
         prepared = forward_batch(parts.staging.device(staged.shape), staged, parts.seats, parts.kv.tokens_per_block)
-        forward_start = self._moment()
         hidden = parts.model.forward(prepared.batch, parts.kv)
-        self._forward_moments = (forward_start, self._moment())
         if not staged.shape.num_samples:
             return Forwarded(prepared.row_seats, None)
         logits = parts.model.logits(hidden.index_select(0, prepared.batch.logits_index))
@@ -146,38 +154,17 @@ class StepRunner:
             rows = SampleRows(seats, columns.sample_positions, staged.host_sample_seats)
             sampled = parts.sampler.sample(forwarded.logits, rows)
             ids = torch.where(sampled.bad, -1, sampled.ids)
-            if sampled.logprobs is not None:
-                logprobs = Logprobs(*(self._to_host(part) for part in sampled.logprobs))
+            logprobs = sampled.logprobs
         else:
             ids = torch.empty_like(seats)
         if parts.parallel.size > 1:
             parts.parallel.broadcast(ids)
         parts.seats.store(seats, ids)
-        return self._to_host(ids), logprobs
-
-    def _to_host(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor in (pinned) host memory once the stream gets there."""
-        if self._device.type == "cpu":
-            return tensor
-        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-        return host.copy_(tensor, non_blocking=True)
-
-    def _moment(self) -> Moment:
-        if self._device.type == "cpu":
-            return time.perf_counter()
-        event = _timing_event()
-        event.record()
-        return event
+        return ids, logprobs
 
 
-def _timing_event() -> torch.cuda.Event:
-    event: torch.cuda.Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    return event
-
-
-def _elapsed_us(begin: Moment, end: Moment) -> int:
-    if isinstance(begin, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
-        return round(float(begin.elapsed_time(end)) * 1000)
-    assert isinstance(begin, float)
-    assert isinstance(end, float)
-    return round((end - begin) * 1e6)
+def _result_bytes(limits: PlanLimits) -> int:
+    """Most bytes that a step sends back: per row its seat, id and log-probability, and the best ids with theirs."""
+    int64, float32 = 8, 4
+    columns = 2 * int64 + float32 + limits.max_top_logprobs * (int64 + float32)
+    return limits.max_rows * columns + 8 * int64  # each column begins aligned

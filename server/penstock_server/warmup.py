@@ -23,6 +23,7 @@ def warm_up(engine: Engine, device_type: str, progress: Callable[[float], None])
         engine.warm_up(plan)
         progress(index / len(plans))
     engine.clear()
+    _run_all_sampling_stages(engine)
     invariant = _is_batch_invariant(engine)
     progress(1.0)
     return engine.share(invariant)
@@ -50,6 +51,36 @@ def _size_plans(engine: Engine, device_type: str) -> Iterator[Plan]:
         num_blocks = min(len(draft.rows[0].ids), limits.blocks_per_seat, limits.num_blocks - 1)
         draft.appends.extend((0, 0, index, index + 1) for index in range(num_blocks))
         yield decode_plan(generation, draft.encode(), None, limits)
+
+
+def _run_all_sampling_stages(engine: Engine) -> None:
+    """One token from a seat that asks for everything: a GPU loads an operation's code when it is first used."""
+    limits = engine.limits
+    has_lane = limits.num_penalty_lanes > 0
+    everything = NewSeat(
+        seat=0,
+        generation=1,
+        prompt_len=1,
+        max_len=limits.max_seq_len,
+        flags=SeatFlag.DO_SAMPLE | SeatFlag.LOGPROBS,
+        penalty_lane=0 if has_lane else -1,
+        temperature=0.9,
+        top_k=2,
+        top_p=0.9,
+        typical_p=0.9,
+        min_p=0.01,
+        repetition_penalty=1.1 if has_lane else 1.0,
+        frequency_penalty=0.1 if has_lane else 0.0,
+        presence_penalty=0.1 if has_lane else 0.0,
+        num_top_logprobs=limits.max_top_logprobs,
+        min_new_tokens=1,
+        bias=((0, 1.0),),
+        min_length=(1,),
+        history=(0,) if has_lane else (),
+    )
+    draft = PlanDraft(registrations=[everything], appends=[(0, 0, 0, 1)], rows=[PlanRow(seat=0, ids=(0,))])
+    engine.collect(engine.launch(decode_plan(1, draft.encode(), None, limits)))
+    engine.clear()
 
 
 def _is_batch_invariant(engine: Engine) -> bool:

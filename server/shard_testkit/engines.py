@@ -21,8 +21,11 @@ from penstock_server.seats import DeviceSeats
 from penstock_server.sizes import blocks_per_seat, decode_sizes, mixed_sizes
 from penstock_server.staging import Staging, StepShape
 from penstock_server.step import StepParts
+from penstock_server.warmup import warm_up
 from shard_testkit.integer import IntegerReference
 from shard_testkit.results import Result
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +40,10 @@ class EngineSizes:
     depth: int = 2
 
 
-def integer_model(reference: IntegerReference, folder: Path) -> IntegerModel:
+def integer_model(reference: IntegerReference, folder: Path, device: torch.device = CPU) -> IntegerModel:
     """The real model of a reference, on one rank."""
     config = IntegerConfig.from_folder(reference.write_config(folder))
-    return IntegerModel(config, TensorParallel(0, 1, None, torch.device("cpu")), torch.device("cpu"))
+    return IntegerModel(config, TensorParallel(0, 1, None, device), device)
 
 
 class InlineThread(DeviceThread):
@@ -59,9 +62,9 @@ class InlineThread(DeviceThread):
 class LocalEngine:
     """An `Engine` with its KV pool full of NaN, fed with blobs; answers come in order."""
 
-    def __init__(self, model: Model, sizes: EngineSizes, inline: bool = False) -> None:
-        """`inline`: steps run on the calling thread, inside `submit`."""
-        device = torch.device("cpu")
+    def __init__(self, model: Model, sizes: EngineSizes, inline: bool = False, device: torch.device = CPU) -> None:
+        """`inline`: steps run on the calling thread, inside `submit`. `device`: that of the model."""
+        self._device = device
         width = blocks_per_seat(sizes.max_seq_len, sizes.tokens_per_block)
         self.limits = PlanLimits(
             num_seats=sizes.num_seats,
@@ -99,6 +102,11 @@ class LocalEngine:
         self.previous: RowSet | None = None
         self.tickets: list[Ticket] = []
         self._next_plan_id = 1
+
+    def warm_up(self) -> None:
+        """Runs every size as the shard does before it serves, which captures graphs; then the pool is NaN again."""
+        warm_up(self.engine, self._device.type, lambda fraction: None)
+        self.engine.fill_kv(float("nan"))
 
     def submit(self, plan_id: int, blob: bytes) -> None:
         plan = decode_plan(plan_id, blob, self.previous, self.limits)

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from penstock_kernels.attention import PreparedAttention, paged_attention
-from penstock_kernels.kv_store import kv_store
-from penstock_kernels.rotary import rotary
+from penstock_kernels.rotary_kv_store import rotary_kv_store
 from penstock_server.kv_cache import KvCache
 from penstock_server.layers.linear import ColumnParallelLinear, LoadContext, Projection, RowParallelLinear
 from penstock_server.layers.rotary import Rotation
@@ -44,8 +43,6 @@ class SelfAttention:
         split = context.parallel.split
         heads, kv_heads = split.query_heads(shape.num_heads), split.kv_heads(shape.num_kv_heads)
         self._layer = layer
-        self._num_heads = heads.stop - heads.start
-        self._num_kv_heads = kv_heads.stop - kv_heads.start
         self._scale = dim**-0.5
         self._dim = dim
         kv_part = slice(kv_heads.start * dim, kv_heads.stop * dim)
@@ -63,9 +60,6 @@ class SelfAttention:
     def __call__(self, x: torch.Tensor, step: StepAttention) -> torch.Tensor:
         """[T, hidden] from [T, hidden]; stores the step's keys and values."""
         qkv = self._qkv(x).view(x.shape[0], -1, self._dim)
-        turned_heads = self._num_heads + self._num_kv_heads
-        turned = rotary(qkv[:, :turned_heads], *step.rotation)
-        query, key = turned[:, : self._num_heads], turned[:, self._num_heads :]
         keys, values = step.kv.keys[self._layer], step.kv.values[self._layer]
-        kv_store(key, qkv[:, turned_heads:], keys, values, step.slot_mapping)
+        query = rotary_kv_store(qkv, step.rotation, (keys, values), step.slot_mapping)
         return self._output(paged_attention(query, keys, values, step.prepared, self._scale).flatten(1))

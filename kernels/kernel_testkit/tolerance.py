@@ -3,15 +3,15 @@
 import torch
 
 # Largest |got - expected| in units of max(1, |expected|). A bfloat16 has 8 bits of mantissa: 2^-8 is one rounding.
-# A float16 has 11.
+# A float16 has 11. Where exp, sine or cosine are taken there is room for a GPU's, which may be off by 2 ulp.
 TOLERANCES = {
     "attention": {torch.float32: 1e-5, torch.float16: 2**-9, torch.bfloat16: 2**-6},
     "embedding": {torch.float32: 0.0, torch.float16: 0.0, torch.bfloat16: 0.0},
     "kv_store": {torch.float32: 0.0, torch.float16: 0.0, torch.bfloat16: 0.0},
     "linear": {torch.float32: 2e-5, torch.bfloat16: 2**-6},
     "rms_norm": {torch.float32: 1e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7},
-    "rotary": {torch.float32: 1e-6, torch.float16: 2**-9, torch.bfloat16: 2**-6},
-    "silu_mul": {torch.float32: 1e-6, torch.float16: 2**-8, torch.bfloat16: 2**-5},
+    "rotary": {torch.float32: 2e-6, torch.float16: 2**-9, torch.bfloat16: 2**-6},
+    "silu_mul": {torch.float32: 2e-6, torch.float16: 2**-8, torch.bfloat16: 2**-5},
 }
 
 

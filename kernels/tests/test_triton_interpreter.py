@@ -23,11 +23,27 @@ def test_operations_equal_their_references_in_the_interpreter():
     assert finished.returncode == 0, finished.stdout + finished.stderr
 
 
-def test_the_interpreter_runs_the_kernels():
+def run_python(code, **environment):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout.strip()
+
+
+@pytest.mark.parametrize(("flag", "expected"), [("1", "True"), ("0", "False")])
+def test_the_interpreter_runs_the_kernels(flag, expected):
     """What the test above relies on."""
     pytest.importorskip("triton")
     code = "import torch; from penstock_kernels.triton_support import uses_triton; print(uses_triton(torch.ones(1)))"
-    for flag, expected in (("1", "True"), ("0", "False")):
-        environment = {**os.environ, "TRITON_INTERPRET": flag, "PYTHONPATH": os.pathsep.join(sys.path)}
-        finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-        assert finished.stdout.strip() == expected, finished.stderr
+    assert run_python(code, TRITON_INTERPRET=flag) == expected
+
+
+def test_operations_work_without_triton():
+    code = """
+import sys
+sys.modules["triton"] = None  # as if it were not installed
+import torch, penstock_kernels
+from penstock_kernels.rms_norm import rms_norm
+print(penstock_kernels.GRAPH_SAFE, rms_norm(torch.ones(1, 1), torch.ones(1), 0.0).item())
+"""
+    assert run_python(code) == "False 1.0"

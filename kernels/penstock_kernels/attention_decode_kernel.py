@@ -149,7 +149,12 @@ def decode_kernel(
             num_segments = tl.cdiv(seq_len - origin, keys_each)
             counter = counters + cut_row * HEAD_BLOCKS + head_block
             if tl.atomic_add(counter, 1, sem="acq_rel") == num_segments - 1:
-                state = (total, total_peak, total_weight)
+                # A state of its own, in the layout in which parts are loaded: converting each would wait for each.
+                state = (
+                    tl.zeros([DIM, ROWS], tl.float32),
+                    tl.full([ROWS], float("-inf"), tl.float32),
+                    tl.zeros([ROWS], tl.float32),
+                )
                 step = KV_HEADS * GROUP
                 for index in range(0, num_segments, 4):
                     # Four at a time, all loaded before the first is used. What lies beyond the last one is empty.
@@ -167,6 +172,5 @@ def decode_kernel(
                     state = fold(*state, *part_1)
                     state = fold(*state, *part_2)
                     state = fold(*state, *part_3)
-                total, _, total_weight = state
-                _store_out(out_row, total, total_weight, heads, GROUP, HEAD_DIM, DIM)
+                _store_out(out_row, state[0], state[2], heads, GROUP, HEAD_DIM, DIM)
                 tl.store(counter, 0)

@@ -29,6 +29,7 @@ class Case:
     ) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.rows, self.shape, self.dtype, self.device = rows, shape, dtype, device
+        self.scale = 0.2
         table = block_tables([seq_len for seq_len, _ in rows.lens], shape.tokens_per_block, generator)
         self.host_batch = attention_batch(rows, table, shape.tokens_per_block)
         self.keys = poisoned_pool(rows, table, shape, dtype, generator).to(device)
@@ -39,12 +40,14 @@ class Case:
         self.table = self.batch.block_table
 
     def run(self, window: int = 0, softcap: float = 0.0) -> torch.Tensor:
+        """What `paged_attention` makes of them."""
         prepared = prepare(self.batch, self.shape.tokens_per_block, self.dtype, window)
-        return paged_attention(self.query, self.keys, self.values, prepared, 0.2, softcap)
+        return paged_attention(self.query, self.keys, self.values, prepared, self.scale, softcap)
 
     def reference(self, window: int = 0, softcap: float = 0.0) -> torch.Tensor:
+        """In float64, on the CPU."""
         query, keys, values = (tensor.cpu().double() for tensor in (self.query, self.keys, self.values))
-        return paged_attention_ref(query, keys, values, self.host_batch, 0.2, (window, softcap))
+        return paged_attention_ref(query, keys, values, self.host_batch, self.scale, (window, softcap))
 
     def tokens(self, row: int) -> slice:
         """The tokens of a row in the step."""
@@ -56,7 +59,7 @@ class Case:
         table = self.host_batch.block_table[row : row + 1]
         batch = attention_batch(Rows([self.rows.lens[row]]), table, self.shape.tokens_per_block)
         prepared = prepare(on_device(batch, self.device), self.shape.tokens_per_block, self.dtype, window)
-        return paged_attention(self.query[self.tokens(row)], self.keys, self.values, prepared, 0.2)
+        return paged_attention(self.query[self.tokens(row)], self.keys, self.values, prepared, self.scale)
 
 
 def on_device(batch: AttentionBatch, device: torch.device) -> AttentionBatch:

@@ -71,7 +71,7 @@ def prompt_config(padded_dim: int, dtype: torch.dtype, device: Device) -> Prompt
     if device.capability == _INTERPRETER:
         return PromptConfig(block_rows=128, block_keys=64, num_warps=1, num_stages=1)
     if dtype == torch.float32:
-        return PromptConfig(block_rows=32, block_keys=32, num_warps=4, num_stages=1)
+        return PromptConfig(block_rows=32, block_keys=16, num_warps=8, num_stages=1)
     if device.capability < _HOPPER:
         return PromptConfig(block_rows=64, block_keys=32, num_warps=8 if padded_dim > 128 else 4, num_stages=2)
     if padded_dim > 128:

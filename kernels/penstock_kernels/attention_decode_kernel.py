@@ -23,6 +23,20 @@ def _store_out(out_ptr, out, weight, heads, GROUP: tl.constexpr, HEAD_DIM: tl.co
     tl.store(target, result.to(out_ptr.dtype.element_ty), mask=mask)
 
 
+@triton.jit
+def _load_part(part_out, part_stats, rows, mask, HEAD_DIM: tl.constexpr, DIM: tl.constexpr):
+    """One segment's partial result: out [DIM, ROWS], peak and weight [ROWS]; empty where `mask` is not set.
+
+    ".cg" reads past the first-level cache, which may hold what the layer before left there.
+    """
+    dims = tl.arange(0, DIM)
+    source = part_out + rows[None, :] * HEAD_DIM + dims[:, None]
+    out = tl.load(source, mask=mask[None, :] & (dims < HEAD_DIM)[:, None], other=0.0, cache_modifier=".cg")
+    peak = tl.load(part_stats + rows * 2, mask=mask, other=float("-inf"), cache_modifier=".cg")
+    weight = tl.load(part_stats + rows * 2 + 1, mask=mask, other=0.0, cache_modifier=".cg")
+    return out, peak, weight
+
+
 @triton.jit(
     do_not_specialize=["table_stride", "max_segments"],
     do_not_specialize_on_alignment=["block_table", "seq_lens"],
@@ -135,15 +149,28 @@ def decode_kernel(
             num_segments = tl.cdiv(seq_len - origin, keys_each)
             counter = counters + cut_row * HEAD_BLOCKS + head_block
             if tl.atomic_add(counter, 1, sem="acq_rel") == num_segments - 1:
-                for index in range(num_segments):
-                    # ".cg" reads past the first-level cache, which may hold what the layer before left there.
-                    part = part_heads + index * (KV_HEADS * GROUP)
-                    source = part_out + part[None, :] * HEAD_DIM + dims[:, None]
-                    one = tl.load(source, mask=part_mask, other=0.0, cache_modifier=".cg")
-                    one_peak = tl.load(
-                        part_stats + part * 2, mask=heads < GROUP, other=float("-inf"), cache_modifier=".cg"
+                # A state of its own, in the layout in which parts are loaded: converting each would wait for each.
+                state = (
+                    tl.zeros([DIM, ROWS], tl.float32),
+                    tl.full([ROWS], float("-inf"), tl.float32),
+                    tl.zeros([ROWS], tl.float32),
+                )
+                step = KV_HEADS * GROUP
+                for index in range(0, num_segments, 4):
+                    # Four at a time, all loaded before the first is used. What lies beyond the last one is empty.
+                    where = part_heads + index * step
+                    left = num_segments - index
+                    part_0 = _load_part(part_out, part_stats, where, (heads < GROUP), HEAD_DIM, DIM)
+                    part_1 = _load_part(part_out, part_stats, where + step, (heads < GROUP) & (left > 1), HEAD_DIM, DIM)
+                    part_2 = _load_part(
+                        part_out, part_stats, where + 2 * step, (heads < GROUP) & (left > 2), HEAD_DIM, DIM
                     )
-                    one_weight = tl.load(part_stats + part * 2 + 1, mask=heads < GROUP, other=0.0, cache_modifier=".cg")
-                    total, total_peak, total_weight = fold(total, total_peak, total_weight, one, one_peak, one_weight)
-                _store_out(out_row, total, total_weight, heads, GROUP, HEAD_DIM, DIM)
+                    part_3 = _load_part(
+                        part_out, part_stats, where + 3 * step, (heads < GROUP) & (left > 3), HEAD_DIM, DIM
+                    )
+                    state = fold(*state, *part_0)
+                    state = fold(*state, *part_1)
+                    state = fold(*state, *part_2)
+                    state = fold(*state, *part_3)
+                _store_out(out_row, state[0], state[2], heads, GROUP, HEAD_DIM, DIM)
                 tl.store(counter, 0)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from penstock_kernels.attention_config import Device, decode_config, prompt_config
+from penstock_kernels.attention_config import Device, PromptConfig, decode_config, prompt_config
 
 triton = pytest.importorskip("triton")
 
@@ -87,3 +87,11 @@ def test_prompt(shape, capsys, tmp_path):
     sizes = {"HEADS": heads.prompt_heads(config), "BLOCK_ROWS": config.block_rows, "BLOCK_KEYS": config.block_keys}
     compiled = compile_for_hopper(prompt_kernel, constants(shape) | sizes, config, capsys, tmp_path)
     assert "wgmma.mma_async" in compiled.asm["ptx"]
+
+
+def test_plan(capsys, tmp_path):
+    from penstock_kernels.attention_plan_kernel import plan_kernel
+
+    config = PromptConfig(block_rows=128, block_keys=64, num_warps=4, num_stages=3)
+    sizes = {"WINDOW": 0, "BLOCK_KEYS": 64, "TILE_TOKENS": 32, "HEAD_BLOCKS": 8}
+    compile_for_hopper(plan_kernel, sizes, config, capsys, tmp_path)

@@ -1,11 +1,15 @@
 """The Triton kernels of paged attention against the reference, in a pool that is NaN wherever no row has a key."""
 
+import math
+
 import pytest
 import torch
 from kernel_testkit.attention_case import DECODE, PADDED, PROMPTS, Case
 from kernel_testkit.batches import PoolShape, Rows
 from kernel_testkit.tolerance import check
 from kernel_testkit.triton_device import BFLOAT16, DEVICE, GPU_TESTS
+
+from penstock_kernels.attention import paged_attention, prepare
 
 pytestmark = GPU_TESTS
 
@@ -111,16 +115,51 @@ def test_a_dead_row_reads_block_0_and_changes_no_other():
     assert torch.equal(out[others], expected[others])
 
 
-def test_exact_weights_of_whole_numbers():
-    """One key has all the weight and the values are small whole numbers: any wrong operand shows, exactly."""
-    step = case(Rows([(190, 1), (128, 128)]), 1, 64, num_heads=4, dtype=torch.float16, seed=7)
-    step.keys.nan_to_num_(0.0).zero_()
-    step.values.copy_((torch.arange(step.values.numel()) % 251).view(step.values.shape))
-    step.query.fill_(1.0)
-    seen = {row: step.table[row, 3].item() for row in range(2)}  # position 48 of each row
-    for block in seen.values():
-        step.keys[block, 0] = 10.0
-    out = step.run()
-    assert torch.equal(out[0, 0], step.values[seen[0], 0, 0])
-    for token in range(48, 128):
-        assert torch.equal(out[1 + token, 3], step.values[seen[1], 0, 0])
+@pytest.mark.parametrize(
+    ("dtype", "rounding"),
+    [(torch.float16, 2**-11), pytest.param(torch.bfloat16, 2**-8, marks=pytest.mark.gpu)],
+    ids=str,
+)
+def test_powers_of_two_are_exact(dtype, rounding):
+    """Every weight is a power of two and every value a small whole number, so the only error is the result's rounding:
+    a wrong operand of one product shows among hundreds of right ones."""
+    step = case(Rows([(700, 1), (190, 1), (300, 200)]), 1, 64, num_heads=4, dtype=dtype, seed=7)
+    step.scale = math.log(2)
+    step.query.zero_()[..., 0] = 1.0
+    step.keys[..., 1:] = torch.where(step.keys[..., 1:].isnan(), torch.nan, 0.0)
+    step.keys[..., 0] = (step.keys[..., 0] * 2).round().clamp(-4, 4)
+    step.values.copy_((step.values * 4).round())
+    out, expected = step.run().double().cpu(), step.reference()
+    smallest = torch.finfo(torch.float16).smallest_normal * 2**-10  # one step of those below it
+    assert ((out - expected).abs() <= rounding * 1.001 * expected.abs() + smallest).all()
+
+
+def test_layers_share_what_a_step_prepares():
+    step = case(Rows([(300, 1), (40, 5)]), 1, 16, num_heads=2, seed=8)
+    prepared = prepare(step.batch, 16, step.dtype)
+    first, second = (paged_attention(step.query, step.keys, step.values, prepared, step.scale) for _ in range(2))
+    check("attention", first, step.reference())
+    assert torch.equal(first, second)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_a_captured_step_follows_the_lengths(dtype):
+    lens = [513, 4500, 20, 1, 64, 129, 300, 0]
+    step, other = (
+        case(Rows([(keys, 1) for keys in order]), 2, 64, num_heads=8, dtype=dtype, seed=9)
+        for order in (lens, lens[::-1])
+    )
+    step.run()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = step.run()
+    step.table.copy_(other.table)
+    step.batch.seq_lens.copy_(other.batch.seq_lens)
+    for mine, theirs in zip((step.query, step.keys, step.values), (other.query, other.keys, other.values), strict=True):
+        mine.copy_(theirs)
+    graph.replay()
+    first = out.clone()
+    check("attention", first, other.reference())
+    graph.replay()
+    assert torch.equal(out, first)

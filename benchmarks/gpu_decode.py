@@ -35,7 +35,7 @@ class Bench:
 
     def __init__(self, folder: Path, max_rows: int) -> None:
         begin = time.monotonic()
-        model = models.load(ModelSource(folder, DEVICE, "auto"), TensorParallel(0, 1, None, DEVICE))
+        model = models.load(ModelSource(folder, DEVICE, "bfloat16"), TensorParallel(0, 1, None, DEVICE))
         torch.cuda.synchronize()
         record.report("gpu_decode", "load", time.monotonic() - begin, "s")
         self.blocks_each = -(-(CONTEXT + 2 * STEPS + 8) // TOKENS_PER_BLOCK)

@@ -1,7 +1,7 @@
 """An 8B-shaped model in bf16 on one GPU, end to end through launcher, router and HTTP: the mean decode step beside the
 memory roofline of this card, tokens/s beside transformers' continuous batching, and the time until ready.
 
-`python benchmarks/gpu_serving.py --folder /dev/shm/8b`; the folder takes 16 GB. `--layers 2` makes a quick rehearsal.
+`PYTHONPATH=kernels/benches python benchmarks/gpu_serving.py --folder /dev/shm/8b`; the folder takes 16 GB.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import gpu_models
 import record
 import servers
 import torch
+from cuda_timing import copy_bandwidth
 from serving import counters
 
 STREAMS = (1, 8, 32, 128, 256)
@@ -38,25 +39,6 @@ def main() -> None:
     speeds = measure(options, shape, bandwidth)
     if not options.no_peer:
         compare(options, speeds)
-
-
-def copy_bandwidth() -> float:
-    """Bytes per second, read and written, of a copy on the device that no cache holds."""
-    if not torch.cuda.is_available():
-        return 20e9
-    source = torch.empty(1 << 32, dtype=torch.uint8, device="cuda").random_(0, 255)
-    target = torch.empty_like(source)
-    best = 0.0
-    for _ in range(8):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        target.copy_(source)
-        end.record()
-        torch.cuda.synchronize()
-        best = max(best, 2 * source.numel() / (begin.elapsed_time(end) / 1000))
-    del source, target
-    torch.cuda.empty_cache()
-    return best
 
 
 def measure(options: argparse.Namespace, shape: gpu_models.Shape, bandwidth: float) -> dict[int, float]:
@@ -102,11 +84,10 @@ def compare(options: argparse.Namespace, ours: dict[int, float]) -> None:
     """The same prompts and lengths through transformers' continuous batching in this process."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = AutoTokenizer.from_pretrained(options.folder)
     model = (
         AutoModelForCausalLM.from_pretrained(options.folder, dtype=torch.bfloat16, attn_implementation="paged|sdpa")
-        .to(device)
+        .to("cuda")
         .eval()
     )
     text = gpu_models.prompt(PROMPT_TOKENS - 1)

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from cuda_timing import copy_bandwidth, num_copies, seconds_each
 from harness import emit, report, set_up, shortest_seconds
-from harness_cuda import copy_bandwidth, graph_seconds, num_copies
 
 from penstock_kernels.embedding import embedding, embedding_cpu
 from penstock_kernels.rms_norm import add_rms_norm, add_rms_norm_cpu
@@ -94,10 +94,10 @@ def on_gpu(table: torch.Tensor) -> None:
         count = min(num_copies(case.num_bytes) for case in first.values())
         copies = [first, *(cases(tokens, GPU_SIZES, table) for _ in range(count - 1))]
         for name, case in first.items():
-            seconds = graph_seconds([copy[name].work for copy in copies])
+            seconds = seconds_each([copy[name].work for copy in copies])
             figure, label = (seconds * MICROSECONDS, "us"), f"{tokens} tokens, 8B, bf16"
             emit(name, label, figure, ("memory bandwidth", case.num_bytes / copy_bandwidth() * MICROSECONDS))
-            plain = graph_seconds([copy[name].plain for copy in copies])
+            plain = seconds_each([copy[name].plain for copy in copies])
             emit(name, label, figure, ("plain torch", plain * MICROSECONDS))
 
 

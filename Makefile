@@ -54,8 +54,15 @@ bench-router: build
 nightly: build .venv-clients/stamp
 	$(PY) -m pytest -q -m "slow and not gpu"
 
+# 16 GB of random weights, where they are read fastest.
+GPU_MODEL ?= /dev/shm/penstock-8b
+
 gpu-report: build
 	$(PY) -m pytest -q -m gpu
+	$(PY) kernels/benches/bench_attention.py
+	$(PY) kernels/benches/bench_elementwise.py
+	PYTHONPATH=server:kernels/benches $(PY) benchmarks/gpu_decode.py --folder $(GPU_MODEL)
+	PYTHONPATH=kernels/benches $(PY) benchmarks/gpu_serving.py --folder $(GPU_MODEL)
 
 # Stubs of the oldest grpcio-tools that is supported: they refuse to import beside anything older.
 proto: .venv/stamp

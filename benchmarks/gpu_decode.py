@@ -92,6 +92,8 @@ def main() -> None:
     parser.add_argument("--profile", type=Path)
     options = parser.parse_args()
     shape = gpu_models.Shape(layers=options.layers)
+    if not (options.folder / "config.json").exists():
+        gpu_models.write(shape, options.folder)
     bandwidth, flops = copy_bandwidth(), matmul_flops()
     record.report("gpu_decode", "copy_bandwidth", bandwidth / 1e12, "TB/s")
     record.report("gpu_decode", "bf16_product", flops / 1e12, "TFLOP/s")

@@ -71,6 +71,9 @@ class Engine:
         self._hooks = hooks
         self._next_entry = 0
         self._step_ended = [_end_event() for _ in range(parts.staging.num_entries)] if self._is_cuda else []
+        if self._is_cuda:
+            # A thread begins on the first device: it would open a context there.
+            thread.submit(lambda: torch.cuda.set_device(self._device))
 
     def launch(self, plan: Plan) -> Ticket:
         """Starts a step. Raises PlanError when the plan does not fit the seats; the stream has then to end."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from penstock_server.batch import BatchBuilder, RowReport, StagedStep
@@ -169,7 +170,13 @@ class Engine:
             ticket.error = error
             if is_out_of_memory(error):
                 logger.warning("out of memory in plan %d: its %d rows fail", ticket.plan_id, ticket.report.seats.size)
-                self._runner.kill(torch.from_numpy(ticket.report.seats[ticket.report.batch_rows]))
+                self._kill_named(ticket.report, edits)
+
+    def _kill_named(self, report: RowReport, edits: SeatEdits) -> None:
+        """Kills every seat of a failed plan: its rows', and those whose edits may be lost, whose tables are stale."""
+        appended = edits.append_targets // self.limits.blocks_per_seat
+        seats = np.concatenate((report.seats[report.batch_rows], edits.registered, appended))
+        self._runner.kill(torch.from_numpy(seats))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

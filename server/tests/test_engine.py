@@ -328,6 +328,34 @@ def test_out_of_memory_fails_the_rows_of_the_step_and_those_in_flight(gated):
     assert begin(gated, 0, (1, 2), 1, generation=2).tokens == tuple(REFERENCE.generate([1, 2], 1))
 
 
+def test_out_of_memory_in_the_edits_leaves_no_seat_with_another_ones_blocks(engine, monkeypatch):
+    """The edits of the plan are lost: whoever it registered or gave blocks must not run on the blocks of before."""
+    begin(engine, 0, (1, 2), 1)
+    begin(engine, 1, (3, 4, 5), 2)
+    begin(engine, 2, (6, 7), 3)
+    before = pool_contents(engine)
+
+    def fail(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.parts.sampler, "register", fail)
+        draft = PlanDraft(
+            frees=[(0, 1)],
+            registrations=[new(0, generation=2)],
+            appends=[*blocks(0, 4), *blocks(1, 5, first=1)],
+            rows=[PlanRow(9)],
+        )
+        assert statuses(engine.run(draft).rows) == [DEAD]
+    rows = step(engine, PlanRow(0, ids=(8, 9)), PlanRow(1), PlanRow(2))
+    assert statuses(rows) == [DEAD, DEAD, OK]
+    assert rows[2].tokens == tuple(REFERENCE.generate([6, 7], 2)[1:])
+    changed = (pool_contents(engine) != before).any(dim=(0, 2, 3, 4))
+    assert (changed.nonzero() + 1).tolist() == [[3]], "blocks of others were written"
+    engine.run(PlanDraft(frees=[(0, 2)]))
+    assert begin(engine, 0, (1, 2), 1, generation=3).tokens == tuple(REFERENCE.generate([1, 2], 1))
+
+
 def test_any_other_error_reaches_the_caller(gated):
     gated.parts.model.error = RuntimeError("a bug")
     gated.start(PlanDraft(registrations=[new(0)], appends=blocks(0, 1), rows=[PlanRow(0, ids=(1,))]))

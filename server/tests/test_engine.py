@@ -356,6 +356,38 @@ def test_out_of_memory_in_the_edits_leaves_no_seat_with_another_ones_blocks(engi
     assert begin(engine, 0, (1, 2), 1, generation=3).tokens == tuple(REFERENCE.generate([1, 2], 1))
 
 
+def test_out_of_memory_is_fatal_where_the_seats_could_not_be_killed(gated, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(gated.parts.seats, "kill", fail)
+    gated.parts.model.error = torch.OutOfMemoryError("CUDA out of memory")
+    gated.start(PlanDraft(registrations=[new(0)], appends=blocks(0, 1), rows=[PlanRow(0, ids=(1,))]))
+    let_through(gated, 1)
+    assert gated.tickets[0].done.wait(30), "the ticket was never answered"
+    with pytest.raises(RuntimeError, match="seats of plan 1 could not be made dead"):
+        gated.receive()
+
+
+class BrokenStream:
+    """A CUDA stream and its event: an operation has failed, which shows when somebody waits."""
+
+    def record_event(self):
+        return self
+
+    def synchronize(self):
+        raise RuntimeError("CUDA error: an illegal memory access")
+
+
+def test_an_error_that_shows_when_the_step_is_waited_for_reaches_the_caller(engine, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_stream", BrokenStream)
+    monkeypatch.setattr(engine.engine, "_device", torch.device("cuda"))
+    engine.start(PlanDraft(registrations=[new(0)], appends=blocks(0, 1), rows=[PlanRow(0, ids=(1,))]))
+    assert engine.tickets[0].done.wait(30), "the ticket was never answered"
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        engine.receive()
+
+
 def test_any_other_error_reaches_the_caller(gated):
     gated.parts.model.error = RuntimeError("a bug")
     gated.start(PlanDraft(registrations=[new(0)], appends=blocks(0, 1), rows=[PlanRow(0, ids=(1,))]))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import queue
 import signal
 import socket
 import subprocess
@@ -145,6 +146,22 @@ def test_what_a_stream_refuses(step, request_, text):
     code, details = step.error()
     assert code == grpc.StatusCode.INVALID_ARGUMENT
     assert text in details
+
+
+def test_an_undecodable_message_ends_the_stream_and_the_next_one_opens(shard):
+    first, second = (pb.StepRequest(open=pb.Open(epoch=epoch(), protocol=1)).SerializeToString() for _ in range(2))
+    for opening in (first, second):
+        requests = queue.SimpleQueue()
+        # A guard against hanging: shorter than the testkit's, as nothing has to start.
+        answers = shard.channel.stream_stream("/shard.v1.Shard/Step")(iter(requests.get, None), timeout=30)
+        requests.put(opening)
+        assert pb.StepResponse.FromString(next(answers)).opened.epoch
+        requests.put(b"\xff\xff\xff")
+        with pytest.raises(grpc.RpcError) as error:
+            next(answers)
+        requests.put(None)
+        assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert "a message of the Step stream could not be read" in error.value.details()
 
 
 def test_a_stream_begins_with_open(step):

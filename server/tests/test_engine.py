@@ -207,10 +207,20 @@ def test_a_first_feed_does_not_start_inside_a_block(engine):
     assert statuses(engine.run(draft).rows) == [RowStatus.BAD_INPUT]
 
 
-def test_a_row_without_sample_continues_later(engine):
+def test_a_row_without_sample_is_fed_later(engine):
     begin(engine, 0, (1, 2), 1, 2)
     fed = step(engine, PlanRow(0, sample=False))[0]
     assert (fed.status, fed.tokens, fed.position) == (OK, (), 3)
+    later = step(engine, PlanRow(0, start=3, ids=(5,)))[0]
+    assert later.tokens == tuple(REFERENCE.generate([1, 2, *REFERENCE.generate([1, 2], 1), 5], 1))
+
+
+@pytest.mark.parametrize("between", [PlanRow(0, sample=False), PlanRow(0, sample=False, start=2, ids=(5,))])
+def test_nothing_continues_a_row_that_did_not_sample(engine, between):
+    """The seat's last token is an older one, which stands before what was fed since."""
+    begin(engine, 0, (1, 2), 1, 2)
+    assert statuses(step(engine, between)) == [OK]
+    assert statuses(step(engine, PlanRow(0))) == [RowStatus.BAD_INPUT]
 
 
 @pytest.mark.parametrize(

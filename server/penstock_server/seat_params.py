@@ -3,7 +3,7 @@
 Registrations write it, steps gather their rows from it. One seat more than there are, `padding_seat`, belongs to
 padded rows, and one lane more, `no_lane`, to rows without penalties, so that no operation has to ask.
 
-Shapes: S rows that sample, N registrations, V vocabulary, E edits of a seat (the widest so far, rounded up).
+Shapes: S rows that sample, N registrations, V vocabulary, E edits of a seat (the most among the rows of a step).
 """
 
 from dataclasses import dataclass
@@ -107,28 +107,35 @@ class EditTable:
     """Per seat a list of (id, value) to add to its logits, padded with what adds nothing."""
 
     def __init__(self, num_seats: int, device: torch.device) -> None:
+        self._counts = np.zeros(num_seats, np.int64)  # entries of each seat, on the host
         self.ids = torch.zeros((num_seats, 1), dtype=torch.int64, device=device)
         self.values = torch.full((num_seats, 1), NEUTRAL_EDIT, dtype=torch.float32, device=device)
 
     def write(
         self,
-        seats: torch.Tensor,
+        host_seats: NDArray[np.int64],
         counts: NDArray[np.int64],
         ids: NDArray[np.int32],
         values: NDArray[np.float32] | float,
     ) -> None:
-        """Replaces the lists of `seats` [N] by `counts` [N] entries each of the ragged ids and values."""
+        """Replaces the lists of `host_seats` [N] by `counts` [N] entries each of the ragged ids and values."""
         self._widen(int(counts.max(initial=0)))
+        self._counts[host_seats] = counts
         record, entry = ragged_index(counts)
         new_ids = np.zeros((len(counts), self.ids.shape[1]), np.int64)
         new_values = np.full(new_ids.shape, NEUTRAL_EDIT, np.float32)
         new_ids[record, entry] = ids
         new_values[record, entry] = values
+        seats = torch.from_numpy(host_seats).to(self.ids.device)
         self.ids.index_copy_(0, seats, torch.from_numpy(new_ids).to(self.ids.device))
         self.values.index_copy_(0, seats, torch.from_numpy(new_values).to(self.ids.device))
 
+    def width(self, host_seats: NDArray[np.int64]) -> int:
+        """E: the longest list among `host_seats` [S], at least 1."""
+        return int(self._counts[host_seats].max(initial=1))
+
     def _widen(self, width: int) -> None:
-        # Never beyond the vocabulary in practice: the router sends each id once. Doubling keeps growth rare.
+        # At most to twice the decoder's limit of a list. Doubling keeps growth rare.
         if (more := width - self.ids.shape[1]) > 0:
             more = max(more, self.ids.shape[1])
             self.ids = torch.nn.functional.pad(self.ids, (0, more), value=0)
@@ -173,7 +180,7 @@ class SeatParams:
         self.num_top_logprobs[host_seats] = np.minimum(new.ints(Word.NUM_TOP_LOGPROBS), self.vocab_size)
         self._ints.index_copy_(1, seats, self._to_device(self._int_lines(new)))
         self._floats.index_copy_(1, seats, self._to_device(_float_lines(new)))
-        self._write_edits(seats, new)
+        self._write_edits(host_seats, new)
         self._seed_lanes(new)
 
     def release(self, host_seats: NDArray[np.int64]) -> None:
@@ -202,16 +209,16 @@ class SeatParams:
         )
         return np.stack([line.astype(np.int64) for line in lines])
 
-    def _write_edits(self, seats: torch.Tensor, new: SeatRegistrations) -> None:
+    def _write_edits(self, host_seats: NDArray[np.int64], new: SeatRegistrations) -> None:
         """Biases, then bans as biases of -inf; and the ids banned from short answers."""
         num_bias, num_banned = new.ints(Word.NUM_BIAS).astype(np.int64), new.ints(Word.NUM_BANNED).astype(np.int64)
         record = np.concatenate((ragged_index(num_bias)[0], ragged_index(num_banned)[0]))
         order = np.argsort(record, kind="stable")
         ids = np.concatenate((new.bias_ids, new.banned_ids))[order]
         values = np.concatenate((new.bias_values, np.full(len(new.banned_ids), -np.inf, np.float32)))[order]
-        self.edits.write(seats, num_bias + num_banned, ids, values)
+        self.edits.write(host_seats, num_bias + num_banned, ids, values)
         num_min_length = new.ints(Word.NUM_MIN_LENGTH_IDS).astype(np.int64)
-        self.min_length.write(seats, num_min_length, new.min_length_ids, -np.inf)
+        self.min_length.write(host_seats, num_min_length, new.min_length_ids, -np.inf)
 
     def _seed_lanes(self, new: SeatRegistrations) -> None:
         lanes = new.ints(Word.PENALTY_LANE).astype(np.int64)

@@ -9,6 +9,7 @@ from scipy import stats
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.generation import logits_process as reference
 
+from penstock_server import sampling
 from penstock_server.registrations import NUM_WORDS, SeatFlag, SeatRegistrations, Word
 from penstock_server.sampling import Sampler, SampleRows
 from penstock_server.seat_params import EditTable, ragged_index
@@ -128,6 +129,13 @@ def test_greedy_equals_argmax_and_leaves_the_logits():
     assert output.logprobs is None
     sampler_of(mixture(18)).sample(logits, rows_of([4, 3, 2, 6, 8]))
     assert torch.equal(logits, before)
+
+
+@pytest.fixture(params=[False, True], ids=["rows", "all rows"])
+def all_rows(request, monkeypatch):
+    """Both ways of running a stage: on the rows that need it, and on all of them, as on a device that is no CPU."""
+    if request.param:
+        monkeypatch.setattr(sampling, "host_rows", lambda wanted, device: None)
 
 
 def position_of(index: int, step: int) -> int:
@@ -267,12 +275,46 @@ def test_bias_bans_and_minimum_length():
 
 def test_a_wider_list_of_edits_keeps_the_narrower_ones():
     table = EditTable(3, CPU)
-    table.write(torch.tensor([0]), np.array([1]), np.array([5], np.int32), -2.0)
-    table.write(torch.tensor([2]), np.array([7]), np.arange(7, dtype=np.int32), np.arange(7, dtype=np.float32))
+    table.write(np.array([0]), np.array([1]), np.array([5], np.int32), -2.0)
+    table.write(np.array([2]), np.array([7]), np.arange(7, dtype=np.int32), np.arange(7, dtype=np.float32))
     assert table.ids[0, 0] == 5
     assert table.values[0].tolist() == [-2.0] + [0.0] * 6
     assert table.values[0, 1:].signbit().all()
     assert table.values[2].tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert [table.width(np.array(seats, np.int64)) for seats in ([0], [0, 2], [1], [])] == [1, 7, 1, 1]
+
+
+class EditWidths(TorchDispatchMode):
+    """Records how many edits of each row are added to its logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.widths: list[int] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ == "scatter_add_":
+            self.widths.append(args[2].numel() // 2)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_adds_as_many_edits_as_its_rows_have(all_rows):
+    """Not as many as the longest list that any seat ever had."""
+    short = {"bias": {3: 9.0, 5: 1.0}, "min_length_ids": (7,), "min_new": 9}
+    long = {"bias": dict.fromkeys(range(200), 1.0), "min_length_ids": tuple(range(100)), "min_new": 9}
+    sampler, logits = sampler_of([Request(**short), Request(**long), Request(**long), Request()]), random_logits(2)
+
+    def widths(*seats: int) -> list[int]:
+        with EditWidths() as watch:
+            sampler.sample(logits, rows_of(list(seats)))
+        return watch.widths
+
+    assert widths(0, 1) == [200, 100]
+    assert widths(0, 0) == [2, 1]
+    sampler.release(np.array([1]))
+    sampler.register(registrations({1: Request(**short)}))
+    assert widths(0, 1) == [2, 1]
+    found = sampler.sample(torch.zeros((2, VOCAB)), rows_of([0, 1]))
+    assert found.ids.tolist() == [3, 3]
 
 
 def test_ragged_index_names_list_and_place():

@@ -44,6 +44,11 @@ LOGPROBS = Stage.RAW_LOGPROBS | Stage.WARPED_LOGPROBS
 _SEED_LOW, _SEED_HIGH, _FORK, _PROMPT_LEN, _MIN_NEW, _LANE, _TOP_K, _TOP_P, _TYPICAL_P, _SAMPLES, _RAW = range(11)
 _TEMPERATURE, _MIN_P, _REPETITION, _FREQUENCY, _PRESENCE = range(5)
 
+# Of the lines _TOP_K, _TOP_P and _TYPICAL_P; _TEMPERATURE and _MIN_P; _REPETITION, _FREQUENCY and _PRESENCE.
+_NEUTRAL_LIMITS = (0, -1, 2**62)
+_NEUTRAL_WARP = (1.0, 0.0)
+_NEUTRAL_PENALTIES = (1.0, 0.0, 0.0)
+
 
 @dataclass(frozen=True, slots=True)
 class RowParams:
@@ -161,9 +166,9 @@ class SeatParams:
         self.edits = EditTable(num_seats + 1, device)
         self.min_length = EditTable(num_seats + 1, device)
         self.history = torch.zeros((num_lanes + 1, vocab_size), dtype=torch.int32, device=device)
-        neutral_ints = [0, 0, 0, 0, 0, num_lanes, 0, -1, 2**62, 0, 0]
+        neutral_ints = [0, 0, 0, 0, 0, num_lanes, *_NEUTRAL_LIMITS, 0, 0]
         self._neutral_ints = torch.tensor(neutral_ints, device=device)[:, None]
-        self._neutral_floats = torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0], device=device)[:, None]
+        self._neutral_floats = torch.tensor([*_NEUTRAL_WARP, *_NEUTRAL_PENALTIES], device=device)[:, None]
         # A parameter of all seats lies together, so that what is gathered of it does too.
         self._ints = self._neutral_ints.repeat(1, num_seats + 1)
         self._floats = self._neutral_floats.repeat(1, num_seats + 1)
@@ -207,7 +212,10 @@ class SeatParams:
             flags & SeatFlag.DO_SAMPLE,
             flags & SeatFlag.RAW_LOGPROBS,
         )
-        return np.stack([line.astype(np.int64) for line in lines])
+        table = np.stack([line.astype(np.int64) for line in lines])
+        # A stage may run on all rows of a step, so what a seat's own stages leave out must be neutral.
+        table[_TOP_K : _TYPICAL_P + 1, table[_SAMPLES] == 0] = np.array(_NEUTRAL_LIMITS)[:, None]
+        return table
 
     def _write_edits(self, host_seats: NDArray[np.int64], new: SeatRegistrations) -> None:
         """Biases, then bans as biases of -inf; and the ids banned from short answers."""
@@ -270,4 +278,7 @@ def _float_lines(new: SeatRegistrations) -> NDArray[np.float32]:
     words = (Word.TEMPERATURE, Word.MIN_P, Word.REPETITION_PENALTY, Word.FREQUENCY_PENALTY, Word.PRESENCE_PENALTY)
     lines = np.stack([new.floats(word) for word in words])
     lines[_TEMPERATURE] = np.maximum(lines[_TEMPERATURE], np.float32(MIN_TEMPERATURE))
+    greedy, without_lane = (new.ints(Word.FLAGS) & SeatFlag.DO_SAMPLE) == 0, new.ints(Word.PENALTY_LANE) < 0
+    lines[: _MIN_P + 1, greedy] = np.array(_NEUTRAL_WARP)[:, None]
+    lines[_REPETITION:, without_lane] = np.array(_NEUTRAL_PENALTIES)[:, None]
     return lines

@@ -110,6 +110,7 @@ def mixture(count: int) -> list[Request]:
         {"frequency": 0.5, "presence": 0.2, "history": (5, 6, 7, 8, 8), "num_generated": 1, "logprobs": True},
         {"do_sample": True, "bias": {3: 5.0, 9: -2.0}, "banned": (0, 1), "raw": True, "logprobs": True, "num_top": 5},
         {"min_length_ids": (2, 9), "min_new": 3},
+        {"temperature": 0.2, "top_k": 3, "top_p": 0.2, "typical_p": 0.2, "min_p": 0.9, "logprobs": True, "num_top": 4},
         {"do_sample": True, "top_p": 0.5, "repetition": 1.1, "frequency": 0.1, "history": (9, 9, 9, 9)},
     ]
     kinds = [kinds[index % len(kinds)] for index in range(count)]
@@ -131,7 +132,7 @@ def test_greedy_equals_argmax_and_leaves_the_logits():
     assert torch.equal(logits, before)
 
 
-@pytest.fixture(params=[False, True], ids=["rows", "all rows"])
+@pytest.fixture(params=[False, True], ids=["rows", "all rows"], autouse=True)
 def all_rows(request, monkeypatch):
     """Both ways of running a stage: on the rows that need it, and on all of them, as on a device that is no CPU."""
     if request.param:
@@ -143,7 +144,7 @@ def position_of(index: int, step: int) -> int:
     return PROMPT_LEN + index % 3 + step
 
 
-@pytest.mark.parametrize("size", [9, 31, 64, 70])
+@pytest.mark.parametrize("size", [10, 31, 64, 70])
 def test_a_request_gets_the_same_tokens_alone_and_in_any_batch(size):
     """Over five steps, so that what lanes counted matters; padding, order and slices of the batch differ."""
     requests, logits = mixture(size), [random_logits(size, seed=step) for step in range(5)]
@@ -297,7 +298,7 @@ class EditWidths(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_step_adds_as_many_edits_as_its_rows_have(all_rows):
+def test_a_step_adds_as_many_edits_as_its_rows_have():
     """Not as many as the longest list that any seat ever had."""
     short = {"bias": {3: 9.0, 5: 1.0}, "min_length_ids": (7,), "min_new": 9}
     long = {"bias": dict.fromkeys(range(200), 1.0), "min_length_ids": tuple(range(100)), "min_new": 9}
@@ -361,9 +362,9 @@ def test_a_bad_row_is_flagged_and_harms_no_other(poison):
         assert torch.equal(found.logprobs.chosen[good], expected.logprobs.chosen[good])
 
 
-@pytest.mark.parametrize("kind", range(9))
+@pytest.mark.parametrize("kind", range(10))
 def test_a_single_nan_is_found_wherever_it_hides(kind):
-    request, logits = mixture(9)[kind], random_logits(2)
+    request, logits = mixture(10)[kind], random_logits(2)
     logits[0, 1] = NAN  # banned in some requests
     output = sampler_of({0: request, 1: Request()}).sample(logits, rows_of([0, 1]))
     assert output.bad.tolist() == [True, False]
@@ -412,7 +413,7 @@ def test_sampling_waits_for_nothing_and_dispatches_the_same_operations_at_every_
     penalties = {"repetition": 1.2, "frequency": 0.1, "presence": 0.1}
     sizes = [operations([Request(lane=row, **everything, **penalties) for row in range(size)]) for size in (1, 8, 32)]
     assert sizes[0] == sizes[1] == sizes[2]
-    mixtures = [operations(mixture(9) * times) for times in (1, 2, 3)]
+    mixtures = [operations(mixture(10) * times) for times in (1, 2, 3)]
     assert len({len(names) for names in mixtures}) == 1
 
 

@@ -325,9 +325,11 @@ def base_config(model, folder, **changes):
         ({"json_output": 1}, exit_codes.BAD_CONFIG, "shard config key json_output is 1, which is none of"),
         ({"num_blocks": True}, exit_codes.BAD_CONFIG, "shard config key num_blocks is True, which is none of"),
         ({"colour": 1}, exit_codes.BAD_CONFIG, "shard config: unknown shard config keys: colour"),
+        ({"log_level": "loud"}, exit_codes.BAD_CONFIG, "log_level 'loud' is not one of debug, info, warning, error"),
         ({"parent_pid": 1}, exit_codes.ABANDONED, "the parent process 1 is gone"),
         ({"model_path": "/no/such/folder"}, exit_codes.BAD_MODEL, "/no/such/folder/config.json"),
         ({"socket_path": "/no/such/s.sock"}, exit_codes.BAD_MODEL, "there is no folder /no/such"),
+        ({"max_seq_len": 2049}, exit_codes.BAD_MODEL, "max_seq_len 2049 exceeds the model's 2048 positions"),
         ({"num_ranks": 3}, exit_codes.BAD_MODEL, "4 key-value heads do not divide by 3 ranks"),
     ],
 )

@@ -305,6 +305,35 @@ def test_the_death_of_a_rank_ends_the_others_step(model_path):
         assert group.ranks[0].wait() == exit_codes.FAILED
 
 
+# A shard that runs out of memory in the steps that feed token 77.
+FAILING = """
+import os
+import torch
+from penstock_server.models import integer
+forward = integer.IntegerModel.forward
+def failing(self, batch, kv):
+    if (batch.token_ids == 77).any():
+        raise torch.OutOfMemoryError("no memory on this rank")
+    return forward(self, batch, kv)
+integer.IntegerModel.forward = failing
+from penstock_server.__main__ import main
+os._exit(main())
+"""
+
+
+def test_a_host_exception_on_one_of_several_ranks_ends_the_group(model_path):
+    """Even one that a single rank would survive: the others are inside the collectives of the step that failed."""
+    with ShardGroup(model_path, num_ranks=2, programs={1: ("-c", FAILING)}) as group:
+        group.open()
+        group.submit(1, first_plan())
+        assert group.receive().rows[0].tokens == tuple(REFERENCE.generate([1, 2, 3], 1))
+        group.submit(2, first_plan(seat=1, ids=(4, 77)))
+        assert [rank.wait() for rank in group.ranks] == [exit_codes.FAILED] * 2
+        log = group.log.read_text()
+        assert "rank=1 a step failed on one of several ranks; the group ends" in log
+        assert "no memory on this rank" in log
+
+
 def base_config(model, folder, **changes):
     return {
         **DEFAULTS,

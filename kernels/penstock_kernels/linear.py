@@ -12,9 +12,6 @@ import functools
 
 import torch
 
-# Token counts at which `is_batch_invariant` compares: around oneDNN's tile sizes, and odd.
-_PROBE_TOKENS = (1, 2, 3, 5, 8, 17, 31, 33, 64, 97, 130)
-
 
 class Linear:
     """One weight, ready to be applied. Use `prepare` to make one."""
@@ -36,12 +33,6 @@ class Linear:
         if self._pad_single and x.shape[0] == 1:
             return _packed_linear(x.expand(2, -1), self._weight, self._bias)[:1]
         return _packed_linear(x, self._weight, self._bias)
-
-    def is_batch_invariant(self) -> bool:
-        """Whether a token's result had the same bits in every batch of a trial run with this weight."""
-        x = torch.linspace(-1, 1, self.in_features).to(self._weight.dtype).expand(max(_PROBE_TOKENS), -1).contiguous()
-        expected = self(x)[:1]
-        return all(torch.equal(self(x[:n]), expected.expand(n, -1)) for n in _PROBE_TOKENS)
 
 
 def prepare(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:

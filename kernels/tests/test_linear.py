@@ -45,7 +45,6 @@ def test_a_token_has_the_same_bits_alone_and_in_a_batch(out_features, in_feature
         out = layer(x)
         for start, end in ((0, 1), (5, 6), (299, 300), (0, 2), (7, 40), (100, 133), (0, 257)):
             assert torch.equal(layer(x[start:end]), out[start:end]), f"tokens {start}:{end}"
-        assert layer.is_batch_invariant()
     finally:
         torch.set_num_threads(before)
 

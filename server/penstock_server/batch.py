@@ -115,7 +115,7 @@ class BatchBuilder:
         seats.failed[row_seats] = status != RowStatus.OK
         seats.length[row_seats] = ends
         seats.fresh[row_seats] = False
-        seats.sampled[row_seats] |= rows.samples
+        seats.sampled[row_seats] = rows.samples
         batch_rows = np.flatnonzero(status == RowStatus.OK)
         if plan.extents.size:
             batch_rows = batch_rows[np.argsort(feeds.counts[batch_rows] > 1, kind="stable")]

@@ -1,10 +1,16 @@
 """One thread that runs jobs in order. On a CPU it owns torch: one thread, one team of OpenMP workers."""
 
+import logging
+import os
 import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
+
+from penstock_server import exit_codes
+
+logger = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
 
@@ -18,7 +24,7 @@ class DeviceThread:
         self._thread.start()
 
     def submit(self, job: Callable[[], None]) -> None:
-        """Queues a job, which must not raise."""
+        """Queues a job, which must not raise: that ends the process."""
         self._jobs.put(job)
 
     def call(self, function: Callable[[], Value]) -> Value:
@@ -40,5 +46,11 @@ class DeviceThread:
         self._thread.join()
 
     def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            job()
+        try:
+            while (job := self._jobs.get()) is not None:
+                job()
+        except BaseException:
+            # Whoever waits for a later job would wait for ever.
+            logger.exception("the device thread failed")
+            logging.shutdown()
+            os._exit(exit_codes.FAILED)

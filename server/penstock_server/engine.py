@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from penstock_server.batch import BatchBuilder, RowReport, StagedStep
@@ -165,7 +166,9 @@ class Engine:
     def _wait(self, ticket: Ticket, event: torch.cuda.Event) -> None:
         try:
             event.synchronize()
-        except Exception as error:  # a kernel failed, after its launch had succeeded; whoever collects must hear of it
+        except Exception as error:
+            # An operation on the device failed after its launch: nothing can run there any more.
+            self._end_group(error)
             ticket.error = error
         self._finish(ticket)
 
@@ -178,13 +181,27 @@ class Engine:
         try:
             ticket.output = self._runner.run(staged, edits)
         except Exception as error:
-            if self._parallel.size > 1:
-                # The other ranks are inside this step's collectives and would wait for ever.
-                self._hooks.group_failed(error)
+            self._end_group(error)
             ticket.error = error
             if is_out_of_memory(error):
                 logger.warning("out of memory in plan %d: its %d rows fail", ticket.plan_id, ticket.report.seats.size)
-                self._runner.kill(ticket.report.seats[ticket.report.batch_rows])
+                try:
+                    self._kill_named(ticket.report, edits)
+                except Exception as failure:
+                    # Rows of seats that live on could write to blocks that are no longer theirs.
+                    ticket.error = RuntimeError(f"the seats of plan {ticket.plan_id} could not be made dead")
+                    ticket.error.__cause__ = failure
+
+    def _end_group(self, error: Exception) -> None:
+        if self._parallel.size > 1:
+            # The other ranks are inside this step's collectives and would wait for ever.
+            self._hooks.group_failed(error)
+
+    def _kill_named(self, report: RowReport, edits: SeatEdits) -> None:
+        """Kills every seat of a failed plan: its rows', and those whose edits may be lost, whose tables are stale."""
+        appended = edits.append_targets // self.limits.blocks_per_seat
+        seats = np.concatenate((report.seats[report.batch_rows], edits.registered, appended))
+        self._runner.kill(seats)
 
 
 def _end_event() -> torch.cuda.Event:

@@ -13,6 +13,9 @@ from penstock_server.registrations import NUM_WORDS, SeatFlag, SeatRegistrations
 MODE_GENERATE, MODE_POOL, MODE_SCORE = 1, 2, 3
 # As a plain integer: the complement of an IntFlag holds its own members only.
 KNOWN_FLAGS = int(SeatFlag.DO_SAMPLE | SeatFlag.LOGPROBS | SeatFlag.RAW_LOGPROBS | SeatFlag.PROMPT_LOGPROBS)
+# Most entries of each list of edits (biases, bans, min-length ids): a step pays for the longest among its rows. Stated
+# in shard.proto too; the router refuses a longer list when it validates the request.
+MAX_EDITS = 1024
 LARGEST_INT = np.iinfo(np.int32).max
 LARGEST_FLOAT = float(np.finfo(np.float32).max)
 SMALLEST_FLOAT = float(np.finfo(np.float32).tiny)
@@ -122,6 +125,8 @@ def _check_sampling(new: SeatRegistrations, limits: PlanLimits) -> None:
 
 
 def _check_lists(new: SeatRegistrations, limits: PlanLimits) -> None:
+    for word in (Word.NUM_BIAS, Word.NUM_BANNED, Word.NUM_MIN_LENGTH_IDS):
+        check_range(word.name.lower(), new.ints(word), 0, MAX_EDITS)
     banning = np.isneginf(new.bias_values)  # -inf bans an id, which is allowed; NaN and +inf are not
     check_range("logit bias", np.where(banning, np.float32(0), new.bias_values), -LARGEST_FLOAT, LARGEST_FLOAT)
     last_id = limits.vocab_size - 1

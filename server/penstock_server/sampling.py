@@ -22,7 +22,7 @@ from penstock_kernels.sample import draw, greedy, host_rows
 from penstock_kernels.sample_workspace import SLICE_ROWS, SampleWorkspace
 from penstock_kernels.warpers import Warper, warp
 from penstock_server.registrations import SeatRegistrations
-from penstock_server.seat_params import EDITING, LOGPROBS, PENALTIES, WARPING, RowParams, SeatParams, Stage
+from penstock_server.seat_params import EDITING, LOGPROBS, PENALTIES, WARPING, EditTable, RowParams, SeatParams, Stage
 
 _WARPERS = {
     Warper.TEMPERATURE: Stage.TEMPERATURE,
@@ -109,7 +109,8 @@ class _Slice:
         self._workspace = workspace
         self._part = part
         self._wanted = wanted
-        self._host_stages = params.stages[rows.host_seats[part]]
+        self._host_seats = rows.host_seats[part]
+        self._host_stages = params.stages[self._host_seats]
         self._seats = rows.seats[part]
         self._positions = rows.positions[part]
         self._row: RowParams = params.gather(self._seats)
@@ -138,16 +139,21 @@ class _Slice:
         wanted, params, row = self._wanted, self._params, self._row
         if wanted & Stage.EDITS:
             rows = self._rows(Stage.EDITS)
-            seats = _pick(self._seats, rows)
-            add_at(scores, rows, _pick(params.edits.ids, seats), _pick(params.edits.values, seats))
+            add_at(scores, rows, *self._edits_of(params.edits, Stage.EDITS, rows))
         if wanted & Stage.MIN_LENGTH:
             rows = self._rows(Stage.MIN_LENGTH)
-            seats, short = _pick(self._seats, rows), _pick(row.too_short(self._positions), rows)
-            values = _pick(params.min_length.values, seats).masked_fill_(~short[:, None], NEUTRAL_EDIT)
-            add_at(scores, rows, _pick(params.min_length.ids, seats), values)
+            ids, values = self._edits_of(params.min_length, Stage.MIN_LENGTH, rows)
+            short = _pick(row.too_short(self._positions), rows)
+            add_at(scores, rows, ids, values.masked_fill_(~short[:, None], NEUTRAL_EDIT))
         for stage in (Stage.REPETITION, Stage.COUNTS):
             if wanted & stage:
                 self._penalize(scores, stage)
+
+    def _edits_of(self, table: EditTable, stage: Stage, rows: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """ids and values [rows, E] of a table, as wide as the rows that need the stage."""
+        width = table.width(self._host_seats[(self._host_stages & np.int32(stage)) != 0])
+        seats = _pick(self._seats, rows)
+        return table.ids[:, :width].index_select(0, seats), table.values[:, :width].index_select(0, seats)
 
     def _penalize(self, scores: torch.Tensor, stage: Stage) -> None:
         workspace, row, rows = self._workspace, self._row, self._rows(stage)

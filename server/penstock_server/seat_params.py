@@ -3,7 +3,7 @@
 Registrations write it, steps gather their rows from it. One seat more than there are, `padding_seat`, belongs to
 padded rows, and one lane more, `no_lane`, to rows without penalties, so that no operation has to ask.
 
-Shapes: S rows that sample, N registrations, V vocabulary, E edits of a seat (the widest so far, rounded up).
+Shapes: S rows that sample, N registrations, V vocabulary, E edits of a seat (the most among the rows of a step).
 """
 
 from dataclasses import dataclass
@@ -44,6 +44,11 @@ LOGPROBS = Stage.RAW_LOGPROBS | Stage.WARPED_LOGPROBS
 # Lines of the two parameter tables.
 _SEED_LOW, _SEED_HIGH, _FORK, _PROMPT_LEN, _MIN_NEW, _LANE, _TOP_K, _TOP_P, _TYPICAL_P, _SAMPLES, _RAW = range(11)
 _TEMPERATURE, _MIN_P, _REPETITION, _FREQUENCY, _PRESENCE = range(5)
+
+# Of the lines _TOP_K, _TOP_P and _TYPICAL_P; _TEMPERATURE and _MIN_P; _REPETITION, _FREQUENCY and _PRESENCE.
+_NEUTRAL_LIMITS = (0, -1, 2**62)
+_NEUTRAL_WARP = (1.0, 0.0)
+_NEUTRAL_PENALTIES = (1.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,28 +113,35 @@ class EditTable:
     """Per seat a list of (id, value) to add to its logits, padded with what adds nothing."""
 
     def __init__(self, num_seats: int, device: torch.device) -> None:
+        self._counts = np.zeros(num_seats, np.int64)  # entries of each seat, on the host
         self.ids = torch.zeros((num_seats, 1), dtype=torch.int64, device=device)
         self.values = torch.full((num_seats, 1), NEUTRAL_EDIT, dtype=torch.float32, device=device)
 
     def write(
         self,
-        seats: torch.Tensor,
+        host_seats: NDArray[np.int64],
         counts: NDArray[np.int64],
         ids: NDArray[np.int32],
         values: NDArray[np.float32] | float,
     ) -> None:
-        """Replaces the lists of `seats` [N] by `counts` [N] entries each of the ragged ids and values."""
+        """Replaces the lists of `host_seats` [N] by `counts` [N] entries each of the ragged ids and values."""
         self._widen(int(counts.max(initial=0)))
+        self._counts[host_seats] = counts
         record, entry = ragged_index(counts)
         new_ids = np.zeros((len(counts), self.ids.shape[1]), np.int64)
         new_values = np.full(new_ids.shape, NEUTRAL_EDIT, np.float32)
         new_ids[record, entry] = ids
         new_values[record, entry] = values
+        seats = to_device(host_seats, self.ids.device)
         self.ids.index_copy_(0, seats, to_device(new_ids, self.ids.device))
         self.values.index_copy_(0, seats, to_device(new_values, self.ids.device))
 
+    def width(self, host_seats: NDArray[np.int64]) -> int:
+        """E: the longest list among `host_seats` [S], at least 1."""
+        return int(self._counts[host_seats].max(initial=1))
+
     def _widen(self, width: int) -> None:
-        # Never beyond the vocabulary in practice: the router sends each id once. Doubling keeps growth rare.
+        # At most to twice the decoder's limit of a list. Doubling keeps growth rare.
         if (more := width - self.ids.shape[1]) > 0:
             more = max(more, self.ids.shape[1])
             self.ids = torch.nn.functional.pad(self.ids, (0, more), value=0)
@@ -155,9 +167,9 @@ class SeatParams:
         self.edits = EditTable(num_seats + 1, device)
         self.min_length = EditTable(num_seats + 1, device)
         self.history = torch.zeros((num_lanes + 1, vocab_size), dtype=torch.int32, device=device)
-        neutral_ints = [0, 0, 0, 0, 0, num_lanes, 0, -1, 2**62, 0, 0]
+        neutral_ints = [0, 0, 0, 0, 0, num_lanes, *_NEUTRAL_LIMITS, 0, 0]
         self._neutral_ints = torch.tensor(neutral_ints, device=device)[:, None]
-        self._neutral_floats = torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0], device=device)[:, None]
+        self._neutral_floats = torch.tensor([*_NEUTRAL_WARP, *_NEUTRAL_PENALTIES], device=device)[:, None]
         # A parameter of all seats lies together, so that what is gathered of it does too.
         self._ints = self._neutral_ints.repeat(1, num_seats + 1)
         self._floats = self._neutral_floats.repeat(1, num_seats + 1)
@@ -174,7 +186,7 @@ class SeatParams:
         self.num_top_logprobs[host_seats] = np.minimum(new.ints(Word.NUM_TOP_LOGPROBS), self.vocab_size)
         self._ints.index_copy_(1, seats, self._to_device(self._int_lines(new)))
         self._floats.index_copy_(1, seats, self._to_device(_float_lines(new)))
-        self._write_edits(seats, new)
+        self._write_edits(host_seats, new)
         self._seed_lanes(new)
 
     def release(self, host_seats: NDArray[np.int64]) -> None:
@@ -201,18 +213,21 @@ class SeatParams:
             flags & SeatFlag.DO_SAMPLE,
             flags & SeatFlag.RAW_LOGPROBS,
         )
-        return np.stack([line.astype(np.int64) for line in lines])
+        table = np.stack([line.astype(np.int64) for line in lines])
+        # A stage may run on all rows of a step, so what a seat's own stages leave out must be neutral.
+        table[_TOP_K : _TYPICAL_P + 1, table[_SAMPLES] == 0] = np.array(_NEUTRAL_LIMITS)[:, None]
+        return table
 
-    def _write_edits(self, seats: torch.Tensor, new: SeatRegistrations) -> None:
+    def _write_edits(self, host_seats: NDArray[np.int64], new: SeatRegistrations) -> None:
         """Biases, then bans as biases of -inf; and the ids banned from short answers."""
         num_bias, num_banned = new.ints(Word.NUM_BIAS).astype(np.int64), new.ints(Word.NUM_BANNED).astype(np.int64)
         record = np.concatenate((ragged_index(num_bias)[0], ragged_index(num_banned)[0]))
         order = np.argsort(record, kind="stable")
         ids = np.concatenate((new.bias_ids, new.banned_ids))[order]
         values = np.concatenate((new.bias_values, np.full(len(new.banned_ids), -np.inf, np.float32)))[order]
-        self.edits.write(seats, num_bias + num_banned, ids, values)
+        self.edits.write(host_seats, num_bias + num_banned, ids, values)
         num_min_length = new.ints(Word.NUM_MIN_LENGTH_IDS).astype(np.int64)
-        self.min_length.write(seats, num_min_length, new.min_length_ids, -np.inf)
+        self.min_length.write(host_seats, num_min_length, new.min_length_ids, -np.inf)
 
     def _seed_lanes(self, new: SeatRegistrations) -> None:
         lanes = new.ints(Word.PENALTY_LANE).astype(np.int64)
@@ -264,4 +279,7 @@ def _float_lines(new: SeatRegistrations) -> NDArray[np.float32]:
     words = (Word.TEMPERATURE, Word.MIN_P, Word.REPETITION_PENALTY, Word.FREQUENCY_PENALTY, Word.PRESENCE_PENALTY)
     lines = np.stack([new.floats(word) for word in words])
     lines[_TEMPERATURE] = np.maximum(lines[_TEMPERATURE], np.float32(MIN_TEMPERATURE))
+    greedy, without_lane = (new.ints(Word.FLAGS) & SeatFlag.DO_SAMPLE) == 0, new.ints(Word.PENALTY_LANE) < 0
+    lines[: _MIN_P + 1, greedy] = np.array(_NEUTRAL_WARP)[:, None]
+    lines[_REPETITION:, without_lane] = np.array(_NEUTRAL_PENALTIES)[:, None]
     return lines

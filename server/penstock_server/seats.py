@@ -42,7 +42,7 @@ class SeatTable:
         self.granted_tokens = np.zeros(num_seats, np.int64)  # positions below this have a block
         self.failed = np.ones(num_seats, bool)  # not registered, or a row of it failed for a reason known to the host
         self.fresh = np.zeros(num_seats, bool)  # registered and not fed yet
-        self.sampled = np.zeros(num_seats, bool)  # has a last token to continue from
+        self.sampled = np.zeros(num_seats, bool)  # its last row sampled: there is a token to continue from
         self.wants_logprobs = np.zeros(num_seats, bool)
         self.num_top_logprobs = np.zeros(num_seats, np.int64)
         self._penalty_lane = np.full(num_seats, -1, np.int32)

@@ -122,7 +122,6 @@ class ShardService(shard_pb2_grpc.ShardServicer):  # type: ignore[misc]
         if stream is None:
             return
         reader = asyncio.create_task(self._read(stream, context))
-        reader.add_done_callback(_log_failure)
         try:
             while (response := await stream.outbox.get()) is not None:
                 await context.write(response)
@@ -163,13 +162,19 @@ class ShardService(shard_pb2_grpc.ShardServicer):  # type: ignore[misc]
 
     async def _read(self, stream: StepStream, context: grpc.aio.ServicerContext) -> None:
         """Hands plans to the engine until the router has no more, or sends what is refused."""
-        while (request := await context.read()) is not grpc.aio.EOF:
-            if error := _refusal(request):
-                self._inbox.put(StreamBroken(stream, error))
-                return
-            self.newest_plan_id = request.plan.plan_id
-            await stream.room.acquire()
-            self._inbox.put(PlanArrived(stream, request.plan.plan_id, request.plan.blob))
+        try:
+            while (request := await context.read()) is not grpc.aio.EOF:
+                if refused := _refusal(request):
+                    self._inbox.put(StreamBroken(stream, refused))
+                    return
+                self.newest_plan_id = request.plan.plan_id
+                await stream.room.acquire()
+                self._inbox.put(PlanArrived(stream, request.plan.plan_id, request.plan.blob))
+        except Exception as error:
+            # Bytes that are no StepRequest, or a call that is over, which its handler sees too.
+            logger.debug("reading the Step stream ended: %s", error)
+            self._inbox.put(StreamBroken(stream, f"a message of the Step stream could not be read: {error}"))
+            return
         self._close(stream)
 
     def _close(self, stream: StepStream) -> None:
@@ -182,12 +187,6 @@ class ShardService(shard_pb2_grpc.ShardServicer):  # type: ignore[misc]
         # The engine may hang in a collective whose other ranks are gone.
         self._loop.call_later(SECONDS_TO_STOP, os._exit, exit_codes.ABANDONED)
         self._inbox.put(Stop(exit_codes.ABANDONED, f"no router for {SECONDS_WITHOUT_ROUTER:.0f} s"))
-
-
-def _log_failure(reader: "asyncio.Task[None]") -> None:
-    """A read that fails means that the call is over, which its handler sees too."""
-    if not reader.cancelled() and (error := reader.exception()):
-        logger.debug("reading the Step stream ended: %s", error)
 
 
 async def _refuse(context: grpc.aio.ServicerContext, text: str) -> None:

@@ -63,6 +63,9 @@ class Shard:
         self._device = pick_device(config)
         split = Split(config.rank, config.num_ranks)
         self._description = models.describe(config.model_path, split, self._device, config.dtype)
+        if config.max_seq_len > self._description.max_positions:
+            positions = self._description.max_positions
+            raise ValueError(f"max_seq_len {config.max_seq_len} exceeds the model's {positions} positions")
         self._progress = Progress()
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._facts = self._shard_facts()

@@ -1,4 +1,6 @@
-"""Runs every step size once before the first request, and probes whether results depend on the rest of the batch."""
+"""Runs every step size once before the first request, and probes whether a row's results depend on anything but the
+row: on the rest of the batch, or on how its prompt is cut into steps.
+"""
 
 from collections.abc import Callable, Iterator
 
@@ -11,22 +13,26 @@ from penstock_server.registrations import SeatFlag
 PROMPT_TOKENS, SAMPLED_TOKENS = 5, 3
 PROBE_TOKENS = PROMPT_TOKENS + SAMPLED_TOKENS
 PROBE_ROWS = 8
+# Longer than a tile of attention, and a multiple of no power of two above 2.
+CUT_PROMPT_TOKENS = 110
 # Sizes above these run as fast the first time: they are dominated by their work, which has no first-call cost to hide.
 LARGEST_WARM_ROWS = {"cpu": 32, "cuda": 1 << 24}
 LARGEST_WARM_TOKENS = {"cpu": 64, "cuda": 512}
 
 
 def warm_up(engine: Engine, device_type: str, progress: Callable[[float], None]) -> bool:
-    """Leaves the engine clear. Returns whether a row's results were the same, bit for bit, alone and in a batch."""
+    """Leaves the engine clear. Returns whether a row's results were the same, bit for bit, alone and in a batch, and
+    with its prompt whole and in pieces. All ranks return the same.
+    """
     plans = list(_size_plans(engine, device_type))
     for index, plan in enumerate(plans):
         engine.warm_up(plan)
         progress(index / len(plans))
     engine.clear()
     _run_all_sampling_stages(engine)
-    invariant = _is_batch_invariant(engine)
+    invariant = _is_batch_invariant(engine) and _is_cut_invariant(engine)
     progress(1.0)
-    return engine.share(invariant)
+    return invariant
 
 
 def _size_plans(engine: Engine, device_type: str) -> Iterator[Plan]:
@@ -93,7 +99,37 @@ def _is_batch_invariant(engine: Engine) -> bool:
     if num_rows < 2 or limits.max_seq_len < PROBE_TOKENS:
         return False
     alone, together = _generate(engine, 1, blocks_each), _generate(engine, num_rows, blocks_each)
-    return all(a.logprobs == b.logprobs[:4] for a, b in zip(alone, together, strict=True))
+    return engine.share(all(a.logprobs == b.logprobs[:4] for a, b in zip(alone, together, strict=True)))
+
+
+def _is_cut_invariant(engine: Engine) -> bool:
+    """Feeds one prompt whole, then in two pieces, cut at one place after another until the results differ."""
+    limits = engine.limits
+    pool_tokens = (limits.num_blocks - 1) * engine.tokens_per_block
+    length = min(CUT_PROMPT_TOKENS, limits.max_tokens, limits.max_seq_len - 1, pool_tokens)
+    whole = _feed(engine, length, [length])
+    cuts = sorted({length // 2, length // 4, length - 1} - {0})
+    # Only rank 0 has results; all ranks have to try the same cuts.
+    return bool(cuts) and all(engine.share(_feed(engine, length, [cut, length - cut]) == whole) for cut in cuts)
+
+
+def _feed(engine: Engine, length: int, pieces: list[int]) -> tuple[bytes, bytes]:
+    """The log-probabilities after a prompt of `length` tokens fed in pieces, one a plan."""
+    limits = engine.limits
+    flags = SeatFlag.LOGPROBS | SeatFlag.RAW_LOGPROBS
+    seat = NewSeat(0, 1, length, length + 1, flags, num_top_logprobs=limits.max_top_logprobs)
+    blocks = range(-(-length // engine.tokens_per_block))
+    draft = PlanDraft(registrations=[seat], appends=[(0, 0, index, 1 + index) for index in blocks])
+    start, result = 0, None
+    for plan_id, count in enumerate(pieces, start=1):
+        ids = tuple((3 * position + 1) % limits.vocab_size for position in range(start, start + count))
+        start += count
+        draft.rows.append(PlanRow(0, start == length, start - count, ids))
+        result = engine.collect(engine.launch(decode_plan(plan_id, draft.encode(), None, limits)))
+        draft = PlanDraft()
+    engine.clear()
+    assert result is not None
+    return result.logprobs, result.top_logprobs
 
 
 def _generate(engine: Engine, num_rows: int, blocks_each: int) -> list[StepResult]:

@@ -131,7 +131,9 @@ def _read_index(folder: Path) -> dict[str, str]:
     held: dict[str, set[str]] = {}
     for file_name in sorted(set(weight_map.values())):
         if not (folder / file_name).is_file():
-            raise WeightError(f"{path} names {file_name}, which is not in the folder")
+            stale = f"; if {_SINGLE_NAME}, which is, holds the whole model, delete {_INDEX_NAME}"
+            whole = (folder / _SINGLE_NAME).is_file()
+            raise WeightError(f"{path} names {file_name}, which is not in the folder{stale if whole else ''}")
         held[file_name] = set(_open(folder / file_name).keys())
     for tensor, file_name in weight_map.items():
         if tensor not in held[file_name]:

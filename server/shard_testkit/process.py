@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,6 +25,8 @@ from shard_testkit.results import Result
 # Only a guard against hanging: a loaded machine may take this long to start a rank.
 TIMEOUT_SECONDS = 120
 PATHS = [str(Path(package.__path__[0]).parent) for package in (penstock_server, penstock_kernels)]
+# Arguments of python that start a shard.
+SHARD = ("-m", "penstock_server")
 
 DEFAULTS: dict[str, Any] = {
     "rank": 0,
@@ -46,12 +48,12 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def start_process(config: dict[str, Any] | str, log: Path) -> subprocess.Popen[bytes]:
-    """Starts `python -m penstock_server` with a config (as JSON), its standard error in `log`."""
+def start_process(config: dict[str, Any] | str, log: Path, program: Sequence[str] = SHARD) -> subprocess.Popen[bytes]:
+    """Starts `python -m penstock_server`, or another program, with a config (as JSON), its standard error in `log`."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(PATHS)}
     with log.open("ab") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "penstock_server"],
+            [sys.executable, "-P", *program],
             stdin=subprocess.PIPE,
             stdout=errors,
             stderr=errors,
@@ -106,8 +108,9 @@ class StepCall:
 class Rank:
     """One shard process and its stub."""
 
-    def __init__(self, config: dict[str, Any], log: Path) -> None:
-        self.process = start_process(config, log)
+    def __init__(self, config: dict[str, Any], log: Path, program: Sequence[str] = SHARD) -> None:
+        """`program`: as in `start_process`."""
+        self.process = start_process(config, log, program)
         self.channel = grpc.insecure_channel(f"unix:{config['socket_path']}")
         self.stub = shard_pb2_grpc.ShardStub(self.channel)
 
@@ -130,8 +133,16 @@ class Rank:
 class ShardGroup:
     """All ranks of one model, ready when the `with` block begins, gone when it ends."""
 
-    def __init__(self, model_path: Path, num_ranks: int = 1, **changes: Any) -> None:
+    def __init__(
+        self,
+        model_path: Path,
+        num_ranks: int = 1,
+        programs: Mapping[int, Sequence[str]] | None = None,
+        **changes: Any,
+    ) -> None:
+        """`programs`: what some ranks run instead of the shard, as in `start_process`; `changes`: of the config."""
         self._model_path, self._num_ranks, self._changes = model_path, num_ranks, changes
+        self._programs = programs or {}
         self._epochs = itertools.count(1)
         self.folder = Path()
         self.ranks: list[Rank] = []
@@ -153,7 +164,9 @@ class ShardGroup:
         # A short path: a unix socket's is limited to 107 bytes.
         self._temporary = tempfile.TemporaryDirectory(prefix="shard-")
         self.folder = Path(self._temporary.name)
-        self.ranks = [Rank(self.config(rank), self.log) for rank in range(self._num_ranks)]
+        self.ranks = [
+            Rank(self.config(rank), self.log, self._programs.get(rank, SHARD)) for rank in range(self._num_ranks)
+        ]
         try:
             for rank in self.ranks:
                 rank.wait_ready()

@@ -110,6 +110,7 @@ def mixture(count: int) -> list[Request]:
         {"frequency": 0.5, "presence": 0.2, "history": (5, 6, 7, 8, 8), "num_generated": 1, "logprobs": True},
         {"do_sample": True, "bias": {3: 5.0, 9: -2.0}, "banned": (0, 1), "raw": True, "logprobs": True, "num_top": 5},
         {"min_length_ids": (2, 9), "min_new": 3},
+        {"temperature": 0.2, "top_k": 3, "top_p": 0.2, "typical_p": 0.2, "min_p": 0.9, "logprobs": True, "num_top": 4},
         {"do_sample": True, "top_p": 0.5, "repetition": 1.1, "frequency": 0.1, "history": (9, 9, 9, 9)},
     ]
     kinds = [kinds[index % len(kinds)] for index in range(count)]

@@ -207,10 +207,20 @@ def test_a_first_feed_does_not_start_inside_a_block(engine):
     assert statuses(engine.run(draft).rows) == [RowStatus.BAD_INPUT]
 
 
-def test_a_row_without_sample_continues_later(engine):
+def test_a_row_without_sample_is_fed_later(engine):
     begin(engine, 0, (1, 2), 1, 2)
     fed = step(engine, PlanRow(0, sample=False))[0]
     assert (fed.status, fed.tokens, fed.position) == (OK, (), 3)
+    later = step(engine, PlanRow(0, start=3, ids=(5,)))[0]
+    assert later.tokens == tuple(REFERENCE.generate([1, 2, *REFERENCE.generate([1, 2], 1), 5], 1))
+
+
+@pytest.mark.parametrize("between", [PlanRow(0, sample=False), PlanRow(0, sample=False, start=2, ids=(5,))])
+def test_nothing_continues_a_row_that_did_not_sample(engine, between):
+    """The seat's last token is an older one, which stands before what was fed since."""
+    begin(engine, 0, (1, 2), 1, 2)
+    assert statuses(step(engine, between)) == [OK]
+    assert statuses(step(engine, PlanRow(0))) == [RowStatus.BAD_INPUT]
 
 
 @pytest.mark.parametrize(
@@ -326,6 +336,66 @@ def test_out_of_memory_fails_the_rows_of_the_step_and_those_in_flight(gated):
     let_through(gated, 1)
     gated.run(PlanDraft(frees=[(0, 1)]))
     assert begin(gated, 0, (1, 2), 1, generation=2).tokens == tuple(REFERENCE.generate([1, 2], 1))
+
+
+def test_out_of_memory_in_the_edits_leaves_no_seat_with_another_ones_blocks(engine, monkeypatch):
+    """The edits of the plan are lost: whoever it registered or gave blocks must not run on the blocks of before."""
+    begin(engine, 0, (1, 2), 1)
+    begin(engine, 1, (3, 4, 5), 2)
+    begin(engine, 2, (6, 7), 3)
+    before = pool_contents(engine)
+
+    def fail(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.parts.sampler, "register", fail)
+        draft = PlanDraft(
+            frees=[(0, 1)],
+            registrations=[new(0, generation=2)],
+            appends=[*blocks(0, 4), *blocks(1, 5, first=1)],
+            rows=[PlanRow(9)],
+        )
+        assert statuses(engine.run(draft).rows) == [DEAD]
+    rows = step(engine, PlanRow(0, ids=(8, 9)), PlanRow(1), PlanRow(2))
+    assert statuses(rows) == [DEAD, DEAD, OK]
+    assert rows[2].tokens == tuple(REFERENCE.generate([6, 7], 2)[1:])
+    changed = (pool_contents(engine) != before).any(dim=(0, 2, 3, 4))
+    assert (changed.nonzero() + 1).tolist() == [[3]], "blocks of others were written"
+    engine.run(PlanDraft(frees=[(0, 2)]))
+    assert begin(engine, 0, (1, 2), 1, generation=3).tokens == tuple(REFERENCE.generate([1, 2], 1))
+
+
+def test_out_of_memory_is_fatal_where_the_seats_could_not_be_killed(gated, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(gated.parts.seats, "kill", fail)
+    gated.parts.model.error = torch.OutOfMemoryError("CUDA out of memory")
+    gated.start(PlanDraft(registrations=[new(0)], appends=blocks(0, 1), rows=[PlanRow(0, ids=(1,))]))
+    let_through(gated, 1)
+    assert gated.tickets[0].done.wait(30), "the ticket was never answered"
+    with pytest.raises(RuntimeError, match="seats of plan 1 could not be made dead"):
+        gated.receive()
+
+
+class BrokenStream:
+    """A CUDA stream and its event: an operation has failed, which shows when somebody waits."""
+
+    def record_event(self):
+        return self
+
+    def synchronize(self):
+        raise RuntimeError("CUDA error: an illegal memory access")
+
+
+def test_an_error_that_shows_when_the_step_is_waited_for_reaches_the_caller(engine, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_stream", BrokenStream)
+    monkeypatch.setattr(engine.engine, "_device", torch.device("cuda"))
+    engine.start(PlanDraft(registrations=[new(0)], appends=blocks(0, 1), rows=[PlanRow(0, ids=(1,))]))
+    assert engine.tickets[0].done.wait(30), "the ticket was never answered"
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        engine.receive()
 
 
 def test_any_other_error_reaches_the_caller(gated):

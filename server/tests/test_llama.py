@@ -6,6 +6,7 @@ from model_testkit.paged import PagedModel
 from model_testkit.parity import Output, check_parity
 from model_testkit.ranks import Run, run_ranks
 from model_testkit.tiny_llama import CASES, load_reference, reference_logits, save
+from safetensors.torch import load_file, save_file
 
 from penstock_server import models
 from penstock_server.models.llama import LlamaModel
@@ -111,6 +112,28 @@ def test_several_ranks(name, sizes, tmp_path):
             for index, got in enumerate(logits):
                 torch.testing.assert_close(got, expected, rtol=0, atol=TOLERANCE)
                 assert torch.equal(got, by_rank[0][index]), "ranks differ"
+
+
+@pytest.mark.parametrize("kind", ["equal", "different", "different in one rank", "alone"])
+def test_a_tied_config_beside_a_head_in_the_checkpoint(kind, tmp_path):
+    """As transformers: an equal head is the embedding, a different one a head of its own; alone it is both."""
+    folder = tmp_path / "model"
+    save(folder, max_shard_size="1GB", **CASES["tied"])
+    tensors = load_file(folder / "model.safetensors")
+    head = tensors["model.embed_tokens.weight"].clone()
+    if kind == "different":
+        head = head.flip(0).contiguous()
+    if kind == "different in one rank":
+        head[-1] = 1.0
+    if kind == "alone":
+        del tensors["model.embed_tokens.weight"]
+    save_file(tensors | {"lm_head.weight": head}, folder / "model.safetensors", {"format": "pt"})
+    ids = token_ids(20, seed=6)
+    expected = reference_logits(load_reference(folder), ids)
+    torch.testing.assert_close(PagedModel(load(folder)).run(ids, [20]), expected, rtol=0, atol=TOLERANCE)
+    if kind == "different in one rank":
+        for (logits,) in run_ranks(folder, tmp_path / "ranks", 2, [Run(ids, [20])]):
+            torch.testing.assert_close(logits, expected, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize(("size", "words"), [(3, "2 key-value heads"), (4, "6 query heads")])

@@ -1,7 +1,8 @@
 """Memory while a rank loads and after, measured in a process of its own.
 
-The model has about 135 million random parameters, stored in bfloat16, and tied embeddings. The base of a rank is what
-the same process holds after loading and running a tiny model: libraries, thread stacks, oneDNN's code.
+The model has about 135 million random parameters, stored in bfloat16, and tied embeddings, which the checkpoint holds
+twice. The base of a rank is what the same process holds after loading and running a tiny model: libraries, thread
+stacks, oneDNN's code.
 """
 
 import json
@@ -12,6 +13,7 @@ import sys
 import pytest
 import torch
 from model_testkit.tiny_llama import save
+from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from penstock_kernels import linear
@@ -62,7 +64,11 @@ def checkpoints(tmp_path_factory):
         model = LlamaForCausalLM(config)
     finally:
         torch.set_default_dtype(before)
-    model.save_pretrained(big)
+    config.architectures = [LlamaForCausalLM.__name__]
+    config.save_pretrained(big)
+    tensors = {name: parameter.data for name, parameter in model.named_parameters()}
+    copy = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors | {"lm_head.weight": copy}, big / "model.safetensors")
     return tiny, big, 4 * sum(parameter.numel() for parameter in model.parameters())
 
 

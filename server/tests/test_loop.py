@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from shard_testkit.limits import LIMITS
 
+from penstock_server import progress
 from penstock_server.loop import EngineLoop
 from penstock_server.messages import (
     PlanArrived,
@@ -193,13 +194,21 @@ def test_stop_answers_what_was_received(driver):
     assert driver.codes.get(timeout=TIMEOUT_SECONDS) == 5
 
 
-def test_progress_counts_plans(driver):
+def test_progress_counts_plans(driver, monkeypatch):
+    """With no time to stall, only being idle is healthy."""
+    monkeypatch.setattr(progress, "STALL_SECONDS", 0.0)
     driver.open()
-    driver.plan(1)
-    driver.expect(("launch", 1))
     assert driver.progress.healthy()
+    driver.plan(1)
+    driver.plan(2)
+    driver.expect(("launch", 1), ("launch", 2))
+    assert not driver.progress.healthy()
     driver.finish(1)
     driver.expect(("collect", 1), ("send", 1))
+    assert not driver.progress.healthy()
+    driver.finish(2)
+    driver.expect(("collect", 2), ("send", 2))
+    assert driver.progress.healthy()
 
 
 def test_a_profile_reaches_the_engine(driver):

@@ -92,6 +92,16 @@ def test_rope_keys():
     assert inner.theta == 7.0
 
 
+def test_null_means_absent():
+    bare = dict.fromkeys(("rope_scaling", "rope_theta", "rms_norm_eps", "hidden_act", "head_dim", "torch_dtype"))
+    config = changed(**bare)
+    assert (config.rope, config.norm_epsilon) == (RopeConfig("default", 10000.0), 1e-6)
+    inner = {"rope_type": "linear", "factor": 2.0, "rope_theta": None}
+    assert changed(rope_scaling=inner).rope == RopeConfig("linear", 500000.0, 2.0)
+    original = {**VERSION_4["rope_scaling"]}
+    assert changed(rope_scaling=original, original_max_position_embeddings=None).rope == changed().rope
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

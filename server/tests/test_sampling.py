@@ -18,6 +18,7 @@ from shard_testkit.sampling import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.generation import logits_process as reference
 
+from penstock_server import sampling
 from penstock_server.sampling import Sampler
 from penstock_server.seat_params import EditTable, ragged_index
 
@@ -35,12 +36,19 @@ def test_greedy_equals_argmax_and_leaves_the_logits():
     assert torch.equal(logits, before)
 
 
+@pytest.fixture(params=[False, True], ids=["rows", "all rows"], autouse=True)
+def all_rows(request, monkeypatch):
+    """Both ways of running a stage: on the rows that need it, and on all of them, as on a device that is no CPU."""
+    if request.param:
+        monkeypatch.setattr(sampling, "host_rows", lambda wanted, device: None)
+
+
 def position_of(index: int, step: int) -> int:
     """Requests are at different places of their answers."""
     return PROMPT_LEN + index % 3 + step
 
 
-@pytest.mark.parametrize("size", [9, 31, 64, 70])
+@pytest.mark.parametrize("size", [10, 31, 64, 70])
 def test_a_request_gets_the_same_tokens_alone_and_in_any_batch(size):
     """Over five steps, so that what lanes counted matters; padding, order and slices of the batch differ."""
     requests, logits = mixture(size), [random_logits(size, seed=step) for step in range(5)]
@@ -172,12 +180,46 @@ def test_bias_bans_and_minimum_length():
 
 def test_a_wider_list_of_edits_keeps_the_narrower_ones():
     table = EditTable(3, CPU)
-    table.write(torch.tensor([0]), np.array([1]), np.array([5], np.int32), -2.0)
-    table.write(torch.tensor([2]), np.array([7]), np.arange(7, dtype=np.int32), np.arange(7, dtype=np.float32))
+    table.write(np.array([0]), np.array([1]), np.array([5], np.int32), -2.0)
+    table.write(np.array([2]), np.array([7]), np.arange(7, dtype=np.int32), np.arange(7, dtype=np.float32))
     assert table.ids[0, 0] == 5
     assert table.values[0].tolist() == [-2.0] + [0.0] * 6
     assert table.values[0, 1:].signbit().all()
     assert table.values[2].tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert [table.width(np.array(seats, np.int64)) for seats in ([0], [0, 2], [1], [])] == [1, 7, 1, 1]
+
+
+class EditWidths(TorchDispatchMode):
+    """Records how many edits of each row are added to its logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.widths: list[int] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ == "scatter_add_":
+            self.widths.append(args[2].numel() // 2)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_adds_as_many_edits_as_its_rows_have():
+    """Not as many as the longest list that any seat ever had."""
+    short = {"bias": {3: 9.0, 5: 1.0}, "min_length_ids": (7,), "min_new": 9}
+    long = {"bias": dict.fromkeys(range(200), 1.0), "min_length_ids": tuple(range(100)), "min_new": 9}
+    sampler, logits = sampler_of([Request(**short), Request(**long), Request(**long), Request()]), random_logits(2)
+
+    def widths(*seats: int) -> list[int]:
+        with EditWidths() as watch:
+            sampler.sample(logits, rows_of(list(seats)))
+        return watch.widths
+
+    assert widths(0, 1) == [200, 100]
+    assert widths(0, 0) == [2, 1]
+    sampler.release(np.array([1]))
+    sampler.register(registrations({1: Request(**short)}))
+    assert widths(0, 1) == [2, 1]
+    found = sampler.sample(torch.zeros((2, VOCAB)), rows_of([0, 1]))
+    assert found.ids.tolist() == [3, 3]
 
 
 def test_ragged_index_names_list_and_place():
@@ -224,9 +266,9 @@ def test_a_bad_row_is_flagged_and_harms_no_other(poison):
         assert torch.equal(found.logprobs.chosen[good], expected.logprobs.chosen[good])
 
 
-@pytest.mark.parametrize("kind", range(9))
+@pytest.mark.parametrize("kind", range(10))
 def test_a_single_nan_is_found_wherever_it_hides(kind):
-    request, logits = mixture(9)[kind], random_logits(2)
+    request, logits = mixture(10)[kind], random_logits(2)
     logits[0, 1] = NAN  # banned in some requests
     output = sampler_of({0: request, 1: Request()}).sample(logits, rows_of([0, 1]))
     assert output.bad.tolist() == [True, False]
@@ -275,7 +317,7 @@ def test_sampling_waits_for_nothing_and_dispatches_the_same_operations_at_every_
     penalties = {"repetition": 1.2, "frequency": 0.1, "presence": 0.1}
     sizes = [operations([Request(lane=row, **everything, **penalties) for row in range(size)]) for size in (1, 8, 32)]
     assert sizes[0] == sizes[1] == sizes[2]
-    mixtures = [operations(mixture(9) * times) for times in (1, 2, 3)]
+    mixtures = [operations(mixture(10) * times) for times in (1, 2, 3)]
     assert len({len(names) for names in mixtures}) == 1
 
 

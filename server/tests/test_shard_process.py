@@ -2,6 +2,7 @@
 
 import json
 import os
+import queue
 import signal
 import socket
 import subprocess
@@ -147,6 +148,22 @@ def test_what_a_stream_refuses(step, request_, text):
     assert text in details
 
 
+def test_an_undecodable_message_ends_the_stream_and_the_next_one_opens(shard):
+    first, second = (pb.StepRequest(open=pb.Open(epoch=epoch(), protocol=1)).SerializeToString() for _ in range(2))
+    for opening in (first, second):
+        requests = queue.SimpleQueue()
+        # A guard against hanging: shorter than the testkit's, as nothing has to start.
+        answers = shard.channel.stream_stream("/shard.v1.Shard/Step")(iter(requests.get, None), timeout=30)
+        requests.put(opening)
+        assert pb.StepResponse.FromString(next(answers)).opened.epoch
+        requests.put(b"\xff\xff\xff")
+        with pytest.raises(grpc.RpcError) as error:
+            next(answers)
+        requests.put(None)
+        assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert "a message of the Step stream could not be read" in error.value.details()
+
+
 def test_a_stream_begins_with_open(step):
     step.send_plan(1, first_plan())
     assert step.error() == (grpc.StatusCode.INVALID_ARGUMENT, "the first message of a Step stream must be Open")
@@ -288,6 +305,35 @@ def test_the_death_of_a_rank_ends_the_others_step(model_path):
         assert group.ranks[0].wait() == exit_codes.FAILED
 
 
+# A shard that runs out of memory in the steps that feed token 77.
+FAILING = """
+import os
+import torch
+from penstock_server.models import integer
+forward = integer.IntegerModel.forward
+def failing(self, batch, kv):
+    if (batch.token_ids == 77).any():
+        raise torch.OutOfMemoryError("no memory on this rank")
+    return forward(self, batch, kv)
+integer.IntegerModel.forward = failing
+from penstock_server.__main__ import main
+os._exit(main())
+"""
+
+
+def test_a_host_exception_on_one_of_several_ranks_ends_the_group(model_path):
+    """Even one that a single rank would survive: the others are inside the collectives of the step that failed."""
+    with ShardGroup(model_path, num_ranks=2, programs={1: ("-c", FAILING)}) as group:
+        group.open()
+        group.submit(1, first_plan())
+        assert group.receive().rows[0].tokens == tuple(REFERENCE.generate([1, 2, 3], 1))
+        group.submit(2, first_plan(seat=1, ids=(4, 77)))
+        assert [rank.wait() for rank in group.ranks] == [exit_codes.FAILED] * 2
+        log = group.log.read_text()
+        assert "rank=1 a step failed on one of several ranks; the group ends" in log
+        assert "no memory on this rank" in log
+
+
 def base_config(model, folder, **changes):
     return {
         **DEFAULTS,
@@ -308,9 +354,11 @@ def base_config(model, folder, **changes):
         ({"json_output": 1}, exit_codes.BAD_CONFIG, "shard config key json_output is 1, which is none of"),
         ({"num_blocks": True}, exit_codes.BAD_CONFIG, "shard config key num_blocks is True, which is none of"),
         ({"colour": 1}, exit_codes.BAD_CONFIG, "shard config: unknown shard config keys: colour"),
+        ({"log_level": "loud"}, exit_codes.BAD_CONFIG, "log_level 'loud' is not one of debug, info, warning, error"),
         ({"parent_pid": 1}, exit_codes.ABANDONED, "the parent process 1 is gone"),
         ({"model_path": "/no/such/folder"}, exit_codes.BAD_MODEL, "/no/such/folder/config.json"),
         ({"socket_path": "/no/such/s.sock"}, exit_codes.BAD_MODEL, "there is no folder /no/such"),
+        ({"max_seq_len": 2049}, exit_codes.BAD_MODEL, "max_seq_len 2049 exceeds the model's 2048 positions"),
         ({"num_ranks": 3}, exit_codes.BAD_MODEL, "4 key-value heads do not divide by 3 ranks"),
     ],
 )

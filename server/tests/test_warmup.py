@@ -6,7 +6,7 @@ from shard_testkit.integer import IntegerReference
 
 from penstock_server.plan_encoding import PlanDraft, PlanRow
 from penstock_server.row_status import RowStatus
-from penstock_server.warmup import warm_up
+from penstock_server.warmup import PROMPT_TOKENS, warm_up
 
 REFERENCE = IntegerReference()
 
@@ -54,3 +54,18 @@ def test_rows_that_depend_on_their_neighbours_are_noticed(model):
     logits = model.logits
     model.logits = lambda hidden: logits(hidden) * (1 + 1e-6 * hidden.shape[0])
     assert not warm_up(engine.engine, "cpu", lambda fraction: None)
+
+
+def test_rows_that_depend_on_how_their_prompt_is_cut_are_noticed(model):
+    engine = LocalEngine(model, EngineSizes(), inline=True)
+    forward, logits, longest = model.forward, model.logits, []
+
+    def watched(batch, kv):
+        longest.append(int(batch.attention.host_query_lens.max()))
+        return forward(batch, kv)
+
+    model.forward = watched
+    # As attention whose sums depend on where a chunk begins: the prompts of the comparison with a batch all agree.
+    model.logits = lambda hidden: logits(hidden) * (1 + 1e-6 * (longest[-1] if longest[-1] > PROMPT_TOKENS else 0))
+    assert not warm_up(engine.engine, "cpu", lambda fraction: None)
+    assert max(longest) > 64, "a realistic prompt is longer than the tiles of attention"

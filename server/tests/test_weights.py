@@ -64,6 +64,14 @@ def test_only_what_the_index_names_is_read(tmp_path):
         reader.read("a", (2,))
 
 
+def test_a_stale_index_beside_a_whole_file_is_named(tmp_path):
+    checkpoint(tmp_path, {"a": torch.ones(2)})
+    write_index(tmp_path, {"a": "model-00001-of-00002.safetensors"})
+    text = r"names model-00001-of-00002\.safetensors, which is not in the folder.* delete .*index\.json"
+    with pytest.raises(WeightError, match=text):
+        CheckpointReader(tmp_path)
+
+
 def test_progress_reaches_one(tmp_path):
     seen = []
     with CheckpointReader(checkpoint(tmp_path, {"a": torch.ones(2), "b": torch.ones(2)}), (), seen.append) as reader:

@@ -4,11 +4,15 @@ Shapes: T tokens, S sampled tokens, C channels, V the vocabulary. A rank holds c
 so that logits join without gaps.
 """
 
+import logging
+
 import torch
 
 from penstock_kernels import linear
 from penstock_kernels.embedding import embedding
 from penstock_server.layers.linear import LoadContext
+
+_log = logging.getLogger(__name__)
 
 
 class VocabParallelEmbedding:
@@ -42,6 +46,17 @@ class LmHead:
     def load(cls, context: LoadContext, name: str, vocab_size: int, channels: int) -> "LmHead":
         """A head with a weight of its own."""
         return cls(context, _read_rows(context, name, vocab_size, channels), vocab_size)
+
+    @classmethod
+    def tied(cls, context: LoadContext, name: str, embedding: VocabParallelEmbedding, vocab_size: int) -> "LmHead":
+        """The embedding's table, unless the checkpoint also holds a weight `name` of other values: then that one."""
+        table = embedding.table
+        if f"{name}.weight" in context.reader:
+            stored = _read_rows(context, name, vocab_size, table.shape[1])
+            if stored.dtype != table.dtype or not torch.equal(stored, table):
+                _log.warning("%s.weight differs from the embedding: it is used, though the config ties the two", name)
+                table = stored
+        return cls(context, table, vocab_size)
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """float32 [S, V] from [S, C]."""

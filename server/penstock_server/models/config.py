@@ -1,7 +1,8 @@
 """Hugging Face's config.json as one frozen `ModelConfig`, whether transformers 4 or 5 wrote it.
 
 Version 4 wrote `torch_dtype`, `rope_theta` and `rope_scaling`; version 5 writes `dtype` and `rope_parameters`. Absent
-keys have the defaults of transformers' LlamaConfig where it has harmless ones; a size that is absent is an error.
+keys, and null ones, have the defaults of transformers' LlamaConfig where it has harmless ones; a size that is absent is
+an error.
 """
 
 import json
@@ -50,7 +51,7 @@ class ModelConfig:
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> "ModelConfig":
         """From the parsed object. Raises ValueError that names the key."""
-        activation = values.get("hidden_act", "silu")
+        activation = values.get("hidden_act") or "silu"
         if activation not in _ACTIVATIONS:
             raise ValueError(f"unsupported hidden_act {activation!r}; supported: {', '.join(_ACTIVATIONS)}")
         if values.get("quantization_config") is not None:
@@ -94,7 +95,9 @@ def _size(values: dict[str, Any], key: str, default: int | None = None) -> int:
 
 
 def _number(values: dict[str, Any], key: str, default: float | None = None) -> float:
-    value = values.get(key, default)
+    value = values.get(key)
+    if value is None:
+        value = default
     if value is None:
         raise ValueError(f"no {key}")
     if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
@@ -121,13 +124,13 @@ def _rope(values: dict[str, Any], max_positions: int) -> RopeConfig:
     rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
     if not isinstance(rope, dict):
         raise ValueError(f"rope_scaling is {rope!r}, not an object")  # noqa: TRY004 - a user's mistake, not ours
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind not in _ROPE_TYPES:
         raise ValueError(f"unsupported rope_type {kind!r}; supported: {', '.join(_ROPE_TYPES)}")
     partial = rope.get("partial_rotary_factor", values.get("partial_rotary_factor"))
     if partial not in (None, 1, 1.0):
         raise ValueError(f"unsupported partial_rotary_factor {partial!r}; only 1.0 is")
-    theta = _number({"rope_theta": rope.get("rope_theta", values.get("rope_theta", 10_000.0))}, "rope_theta")
+    theta = _number(rope if rope.get("rope_theta") is not None else values, "rope_theta", 10_000.0)
     if kind == "default":
         return RopeConfig(kind, theta)
     factor = _number(rope, "factor")
@@ -136,16 +139,12 @@ def _rope(values: dict[str, Any], max_positions: int) -> RopeConfig:
     if kind == "dynamic":
         return RopeConfig(kind, theta, factor, original_max_positions=max_positions)
     # As in transformers, a value beside the rope keys wins over the one among them.
-    original = values.get(
-        "original_max_position_embeddings", rope.get("original_max_position_embeddings", max_positions)
-    )
+    key = "original_max_position_embeddings"
     return RopeConfig(
         kind=kind,
         theta=theta,
         factor=factor,
         low_freq_factor=_number(rope, "low_freq_factor"),
         high_freq_factor=_number(rope, "high_freq_factor"),
-        original_max_positions=_size(
-            {"original_max_position_embeddings": original}, "original_max_position_embeddings"
-        ),
+        original_max_positions=_size(values if values.get(key) is not None else rope, key, max_positions),
     )

@@ -25,8 +25,6 @@ from penstock_server.weights import CheckpointReader
 
 # Older conversions store the rotary frequencies, which follow from the config.
 _KNOWN_UNUSED = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
-# Some checkpoints with tied embeddings store the same matrix once more.
-_KNOWN_UNUSED_TIED = (r"lm_head\.weight",)
 
 
 def describe(folder: Path, split: Split, device: torch.device, dtype: str) -> ModelDescription:
@@ -43,8 +41,7 @@ def load(source: ModelSource, parallel: TensorParallel) -> "LlamaModel":
     """See `models.load`."""
     config = ModelConfig.from_folder(source.folder)
     dtype = describe(source.folder, parallel.split, source.device, source.dtype).kv_spec.dtype
-    unused = _KNOWN_UNUSED + (_KNOWN_UNUSED_TIED if config.tie_word_embeddings else ())
-    with CheckpointReader(source.folder, unused, source.progress) as reader:
+    with CheckpointReader(source.folder, _KNOWN_UNUSED, source.progress) as reader:
         return LlamaModel(config, LoadContext(reader, parallel, source.device, dtype))
 
 
@@ -59,9 +56,12 @@ class LlamaModel:
     def __init__(self, config: ModelConfig, context: LoadContext) -> None:
         self.vocab_size = config.vocab_size
         self.kv_spec = _kv_spec(config, context.parallel.split, context.dtype)
-        self._embedding = VocabParallelEmbedding(context, "model.embed_tokens", config.vocab_size, config.hidden_size)
-        if config.tie_word_embeddings:
-            self._head = LmHead(context, self._embedding.table, config.vocab_size)
+        name, tied = "model.embed_tokens", config.tie_word_embeddings
+        if tied and f"{name}.weight" not in context.reader and "lm_head.weight" in context.reader:
+            name = "lm_head"  # some checkpoints store the shared matrix under its other name
+        self._embedding = VocabParallelEmbedding(context, name, config.vocab_size, config.hidden_size)
+        if tied:
+            self._head = LmHead.tied(context, "lm_head", self._embedding, config.vocab_size)
         else:
             self._head = LmHead.load(context, "lm_head", config.vocab_size, config.hidden_size)
         self._layers = [_Layer(config, context, layer) for layer in range(config.num_layers)]

@@ -14,6 +14,9 @@ from penstock_server.row_status import RowStatus
 from shard_testkit.integer import IntegerReference
 from shard_testkit.results import Result
 
+# As in the router, where a request is safe after the second: else one that runs alone might never end.
+MAX_PREEMPTIONS = 2
+
 
 @dataclass(slots=True)
 class Request:
@@ -25,6 +28,7 @@ class Request:
     answer: list[int] = field(default_factory=list)
     failed: RowStatus | None = None
     left: bool = False
+    num_preemptions: int = 0
 
 
 @dataclass(slots=True)
@@ -96,6 +100,7 @@ class TestScheduler:
         while self._waiting or self._running or self._in_flight:
             while len(self._in_flight) < self._world.depth and self._send():
                 pass
+            assert self._in_flight, "nothing can run"
             self._answer(self._receive())
         assert sorted(self._free_blocks) == list(range(1, self._world.num_blocks))
 
@@ -131,14 +136,15 @@ class TestScheduler:
         del self._running[running.seat]
 
     def _preempt(self, draft: PlanDraft) -> None:
-        if self._running and self._random.random() < self._world.preempt_share:
-            victim = self._random.choice(list(self._running.values()))
-            victim.yielding = True
+        victims = [running for running in self._running.values() if running.request.num_preemptions < MAX_PREEMPTIONS]
+        if victims and self._random.random() < self._world.preempt_share:
+            self._random.choice(victims).yielding = True
         for running in list(self._running.values()):
             # It starts again from its tokens, so all of them must be known.
             if running.yielding and not running.stopping and running.last_plan <= self._answered:
                 self._free(running, draft)
                 self._waiting.appendleft(running.request)
+                running.request.num_preemptions += 1
                 self.num_preempted += 1
 
     def _admit(self, draft: PlanDraft) -> None:
@@ -162,6 +168,8 @@ class TestScheduler:
         """Rows in random order, a few requests left out, within the token budget."""
         planned, budget = [], self._world.max_tokens
         candidates = [running for running in self._running.values() if self._random.random() < 0.95]
+        if not candidates and not self._in_flight:
+            candidates = list(self._running.values())  # no answer would come that gives them another chance
         if self._previous is not None and len(candidates) == len(self._previous):
             seats = [row.seat for row in self._previous]
             candidates.sort(key=lambda running: seats.index(running.seat) if running.seat in seats else -1)

@@ -1,6 +1,5 @@
 """Real shard processes, and a client that drives a group of them over gRPC as the router does."""
 
-import itertools
 import json
 import os
 import queue
@@ -8,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -143,7 +143,7 @@ class ShardGroup:
         """`programs`: what some ranks run instead of the shard, as in `start_process`; `changes`: of the config."""
         self._model_path, self._num_ranks, self._changes = model_path, num_ranks, changes
         self._programs = programs or {}
-        self._epochs = itertools.count(1)
+        self._epoch = 0
         self.folder = Path()
         self.ranks: list[Rank] = []
         self._calls: list[StepCall] = []
@@ -194,11 +194,12 @@ class ShardGroup:
     def open(self) -> None:
         """Opens a new Step stream on every rank."""
         self._calls = [rank.step() for rank in self.ranks]
-        epoch = next(self._epochs)
+        # By the clock, as in the router, which may have driven these shards in between.
+        self._epoch = max(self._epoch + 1, time.time_ns() // 1_000_000)
         for call in self._calls:
-            call.send_open(epoch)
+            call.send_open(self._epoch)
         for call in self._calls:
-            assert next(call.responses).opened.epoch == epoch
+            assert next(call.responses).opened.epoch == self._epoch
 
     def submit(self, plan_id: int, blob: bytes) -> None:
         for call in self._calls:

@@ -1,7 +1,7 @@
 """A small scheduler for tests: random blocks, random row order, plans in flight, cancellations and preemptions.
 
 It keeps the rules of the protocol that the router keeps (fences, limits) and checks every answer against the integer
-model's reference. What it does otherwise is chosen at random, from a seed.
+model's reference. What it does otherwise is chosen at random, from a seed. Any other model can be driven too.
 """
 
 import random
@@ -14,6 +14,9 @@ from penstock_server.row_status import RowStatus
 from shard_testkit.integer import IntegerReference
 from shard_testkit.results import Result
 
+# As in the router, where a request is safe after the second: else one that runs alone might never end.
+MAX_PREEMPTIONS = 2
+
 
 @dataclass(slots=True)
 class Request:
@@ -22,9 +25,11 @@ class Request:
     prompt: list[int]
     num_new: int
     leaves_after: int | None = None  # tokens received
+    chunk: int | None = None  # the prompt comes in pieces of exactly this size, the last one shorter
     answer: list[int] = field(default_factory=list)
     failed: RowStatus | None = None
     left: bool = False
+    num_preemptions: int = 0
 
 
 @dataclass(slots=True)
@@ -58,7 +63,7 @@ class World:
     max_rows: int
     max_tokens: int
     depth: int
-    chunk: int
+    chunk: int  # most tokens of a prompt in one step, for requests without a size of their own
     preempt_share: float = 0.0  # probability per plan that a running request gives up its seat and starts again
 
 
@@ -70,11 +75,12 @@ class TestScheduler:
     def __init__(
         self,
         world: World,
-        reference: IntegerReference,
+        reference: IntegerReference | None,
         submit: Callable[[int, bytes], None],
         receive: Callable[[], Result],
         seed: int,
     ) -> None:
+        """`reference`: knows the rows that may fail; None where none may."""
         self._world, self._reference, self._submit, self._receive = world, reference, submit, receive
         self._random = random.Random(seed)
         self._waiting: deque[Request] = deque()
@@ -89,6 +95,7 @@ class TestScheduler:
         self._answered = 0
         self.num_same_rows = 0
         self.num_preempted = 0
+        self.chunk_sizes: set[int] = set()  # of the pieces of prompts, but for the last ones
 
     def run(self, requests: list[Request]) -> None:
         """Until all requests have ended and every plan is answered."""
@@ -96,6 +103,7 @@ class TestScheduler:
         while self._waiting or self._running or self._in_flight:
             while len(self._in_flight) < self._world.depth and self._send():
                 pass
+            assert self._in_flight, "nothing can run"
             self._answer(self._receive())
         assert sorted(self._free_blocks) == list(range(1, self._world.num_blocks))
 
@@ -131,14 +139,15 @@ class TestScheduler:
         del self._running[running.seat]
 
     def _preempt(self, draft: PlanDraft) -> None:
-        if self._running and self._random.random() < self._world.preempt_share:
-            victim = self._random.choice(list(self._running.values()))
-            victim.yielding = True
+        victims = [running for running in self._running.values() if running.request.num_preemptions < MAX_PREEMPTIONS]
+        if victims and self._random.random() < self._world.preempt_share:
+            self._random.choice(victims).yielding = True
         for running in list(self._running.values()):
             # It starts again from its tokens, so all of them must be known.
             if running.yielding and not running.stopping and running.last_plan <= self._answered:
                 self._free(running, draft)
                 self._waiting.appendleft(running.request)
+                running.request.num_preemptions += 1
                 self.num_preempted += 1
 
     def _admit(self, draft: PlanDraft) -> None:
@@ -162,6 +171,8 @@ class TestScheduler:
         """Rows in random order, a few requests left out, within the token budget."""
         planned, budget = [], self._world.max_tokens
         candidates = [running for running in self._running.values() if self._random.random() < 0.95]
+        if not candidates and not self._in_flight:
+            candidates = list(self._running.values())  # no answer would come that gives them another chance
         if self._previous is not None and len(candidates) == len(self._previous):
             seats = [row.seat for row in self._previous]
             candidates.sort(key=lambda running: seats.index(running.seat) if running.seat in seats else -1)
@@ -171,7 +182,9 @@ class TestScheduler:
             if running.stopping or running.yielding or not budget:
                 continue
             if running.to_feed:
-                count = min(self._world.chunk, len(running.to_feed), budget)
+                count = self._chunk(running, budget)
+                if not count:
+                    continue
                 ids, running.to_feed = running.to_feed[:count], running.to_feed[count:]
                 row = PlanRow(running.seat, not running.to_feed, running.num_fed, tuple(ids))
             elif running.num_planned < running.num_wanted:
@@ -185,6 +198,16 @@ class TestScheduler:
             draft.rows.append(row)
             planned.append((running, row, running.num_fed))
         return planned
+
+    def _chunk(self, running: _Running, budget: int) -> int:
+        """How many tokens of its prompt a request is fed; 0: it waits for a plan with room for its own size."""
+        own, left = running.request.chunk, len(running.to_feed)
+        count = min(own or self._world.chunk, left)
+        if count > budget:
+            count = 0 if own else budget
+        if 0 < count < left:
+            self.chunk_sizes.add(count)
+        return count
 
     def _answer(self, result: Result) -> None:
         """Checks one answer, row by row, and gives the tokens to the requests."""
@@ -205,7 +228,8 @@ class TestScheduler:
         request = running.request
         first = request.failed is None
         assert status == (RowStatus.NAN if first else RowStatus.DEAD)
-        assert self._reference.nan_token in request.prompt, f"a request without a NaN failed with {status.name}"
+        may_fail = self._reference is not None and self._reference.nan_token in request.prompt
+        assert may_fail, f"a request without a NaN failed with {status.name}"
         request.failed = request.failed or status
         running.stopping = True
 

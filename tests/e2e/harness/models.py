@@ -1,4 +1,4 @@
-"""Model folders made in a moment: the integer model with its exact answer, and a tiny random Llama."""
+"""Model folders made in a moment: the integer model with its exact answer, and tiny random Llamas."""
 
 import json
 from functools import cache
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from model_testkit.tiny_llama import CASES, save
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -59,6 +60,14 @@ def tiny_llama(folder: Path) -> Path:
         LlamaForCausalLM(config).save_pretrained(folder)
     _save_tokenizer(folder, "<|end|>")
     return folder
+
+
+def awkward_llama(folder: Path, case: str) -> LlamaForCausalLM:
+    """A folder of a random Llama of an awkward shape, in several files; returns transformers' own model of it."""
+    with _quiet():
+        reference = save(folder, vocab_size=VOCAB_SIZE, **CASES[case])
+    _save_tokenizer(folder, "<|end|>")
+    return reference
 
 
 class _quiet:

@@ -155,6 +155,8 @@ def _prompt_row(table: torch.Tensor, seq_len: int, tokens: slice, layout: _Layou
         begin_key = max(0, first_position + start - layout.window + 1) if layout.window else 0
         end_key = first_position + end
         mask = strip[TILE_QUERIES - (end - start) :, strip_keys - (end_key - begin_key) :]
+        if layout.device.type != "cpu":
+            mask = mask.contiguous()  # torch's kernel on CUDA reads it in aligned vectors, and does not check
         tiles.append(PromptTile(slice(start, end), slice(begin_key - first_key, end_key - first_key), mask))
     return PromptRow(tokens, slots, tuple(tiles), Gathered())
 

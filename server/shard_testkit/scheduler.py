@@ -260,13 +260,12 @@ def make_requests(reference: IntegerReference, count: int, seed: int, longest: i
 
 def check_answers(reference: IntegerReference, requests: list[Request]) -> None:
     """Every request got exactly the reference's tokens, as far as it went."""
-    for request in requests:
-        expected = reference.generate(request.prompt, request.num_new)
+    for number, request in enumerate(requests):
+        expected, failed = reference.generate(request.prompt, request.num_new), None
         if reference.nan_token in request.prompt:
-            assert request.failed == RowStatus.NAN
-            assert request.answer == []
+            expected, failed = [], RowStatus.NAN
         elif request.left:
-            assert request.answer == expected[: len(request.answer)]
             assert len(request.answer) >= request.leaves_after
-        else:
-            assert request.answer == expected
+            expected = expected[: len(request.answer)]
+        got = (request.answer, request.failed)
+        assert got == (expected, failed), f"stream {number}: {request}, expected {expected}"

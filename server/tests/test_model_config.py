@@ -16,7 +16,6 @@ from penstock_server.models.dtype import resolve_dtype
 VERSION_4 = {
     "architectures": ["LlamaForCausalLM"],
     "attention_bias": False,
-    "eos_token_id": [128001, 128008, 128009],
     "head_dim": 64,
     "hidden_act": "silu",
     "hidden_size": 2048,
@@ -61,7 +60,6 @@ def test_version_4():
         mlp_bias=False,
         tie_word_embeddings=True,
         rope=RopeConfig("llama3", 500000.0, 32.0, 1.0, 4.0, 8192),
-        eos_token_ids=(128001, 128008, 128009),
         dtype=torch.bfloat16,
     )
 
@@ -76,12 +74,11 @@ def test_version_5_says_the_same(tmp_path):
 
 def test_what_older_configs_leave_out():
     config = changed(head_dim=..., num_key_value_heads=..., rope_scaling=None, rope_theta=..., torch_dtype=...,
-                     eos_token_id=2, attention_bias=..., tie_word_embeddings=..., rms_norm_eps=...)  # fmt: skip
+                     attention_bias=..., tie_word_embeddings=..., rms_norm_eps=...)  # fmt: skip
     assert (config.head_dim, config.num_kv_heads) == (64, 32)
     assert config.rope == RopeConfig("default", 10000.0)
-    assert (config.dtype, config.eos_token_ids, config.norm_epsilon) == (torch.float32, (2,), 1e-6)
+    assert (config.dtype, config.norm_epsilon) == (torch.float32, 1e-6)
     assert not config.tie_word_embeddings
-    assert changed(eos_token_id=None).eos_token_ids == ()
 
 
 def test_rope_keys():
@@ -117,7 +114,6 @@ def test_null_means_absent():
         ({"rope_scaling": None, "partial_rotary_factor": 0.5}, "unsupported partial_rotary_factor 0.5"),
         ({"rms_norm_eps": -1}, "rms_norm_eps is -1"),
         ({"torch_dtype": "int8"}, "unsupported dtype 'int8'"),
-        ({"eos_token_id": "</s>"}, "eos_token_id is '</s>'"),
         ({"quantization_config": {"quant_method": "gptq"}}, "unsupported quantization_config"),
     ],
 )

@@ -38,7 +38,7 @@ async def chat(load: Load, client: int) -> Stream:
     body = json.dumps(
         {
             "model": load.model,
-            # The number keeps prompts apart, so that no server can answer from a cache.
+            # The number keeps the clients of a round apart, so that no server can answer from a cache.
             "messages": [{"role": "user", "content": f"{client} {load.prompt}"}],
             "max_tokens": load.max_tokens,
             "temperature": 0,

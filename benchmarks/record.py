@@ -1,9 +1,11 @@
 """One JSON line per figure, with the machine's description beside it. Knows nothing of what is measured."""
 
 import datetime
+import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -15,11 +17,13 @@ RESULTS = Path(__file__).parent / "results"
 
 @cache
 def machine() -> dict[str, object]:
-    """Processor, cores, versions and commit, as they stand in every line."""
+    """Processor, cores, GPUs, versions and commit, as they stand in every line."""
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
+        "gpus": _gpus(),
         "python": platform.python_version(),
+        **{package: _version(package) for package in ("torch", "triton", "transformers")},
         "commit": _output("git", "rev-parse", "--short", "HEAD"),
         "dirty": bool(_output("git", "status", "--porcelain", "--untracked-files=no")),
     }
@@ -61,6 +65,21 @@ def _processor() -> str:
         if row.startswith("model name"):
             return row.split(":", 1)[1].strip()
     return platform.machine()
+
+
+def _gpus() -> list[str]:
+    """Names, as the driver's own tool gives them; none where there is no driver."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    return _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines()
+
+
+def _version(package: str) -> str | None:
+    """Of this environment; the peer's is installed under the same constraints."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _output(*command: str) -> str:

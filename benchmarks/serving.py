@@ -46,7 +46,9 @@ def measure(case: Case, rounds: int) -> None:
             for number in range(rounds + 1):
                 before = counters(ours)
                 for name, port in ports.items():
-                    result = _round(client.Load(port, names[name], f"{number} {PROMPT}", case.max_tokens), streams)
+                    # No two rounds of any case ask the same, so that no server can answer from a cache.
+                    prompt = f"{streams} {number} {PROMPT}"
+                    result = _round(client.Load(port, names[name], prompt, case.max_tokens), streams)
                     if number:  # round 0 warms both up
                         results[name].append(result)
                     if name == "penstock":

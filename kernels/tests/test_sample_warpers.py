@@ -5,6 +5,7 @@ import pytest
 import torch
 from transformers.generation import logits_process as reference
 
+from penstock_kernels.sample import host_rows
 from penstock_kernels.sample_workspace import SampleWorkspace
 from penstock_kernels.warpers import (
     MIN_TEMPERATURE,
@@ -196,6 +197,20 @@ def test_a_row_does_not_depend_on_its_neighbours_or_on_skipped_stages(vocab_size
     for row in (17, 18, 19):
         expected = warped(scores[row : row + 1], [settings[row]])[0] if settings[row] else scores[row]
         assert torch.equal(together[row], expected)
+
+
+@pytest.mark.parametrize("warper", Warper)
+def test_a_stage_leaves_rows_that_it_does_not_name_alone_whatever_their_parameters(warper):
+    scores = fixed_rows(1000)
+    settings = {"temperature": 0.7, "top_k": 40, "top_p": 0.9, "min_p": 0.01, "typical_p": 0.9}
+    named = host_rows(np.arange(20) % 3 == 1, CPU)
+    found, every = scores.clone(), scores.clone()
+    warp(found, params_of([settings] * 20, 1000), {warper: named}, SampleWorkspace(1000, CPU))
+    warp(every, params_of([settings] * 20, 1000), {warper: None}, SampleWorkspace(1000, CPU))
+    expected = scores.clone()
+    expected[named] = every[named]
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, every)
 
 
 def test_a_row_of_nan_harms_no_other():

@@ -49,7 +49,6 @@ class SampleOutput:
     ids: torch.Tensor  # int64 [S], 0 in bad rows
     bad: torch.Tensor  # bool [S]: a NaN or +inf in the row's logits, or nothing finite left to choose
     logprobs: Logprobs | None  # [S] and [S, K], meaningful in rows that asked; None if none did
-    num_top: NDArray[np.int64]  # [S] on the host: how many of its K each row asked for
 
 
 class Sampler:
@@ -83,20 +82,20 @@ class Sampler:
     def sample(self, logits: torch.Tensor, rows: SampleRows) -> SampleOutput:
         """Chooses a token for each row of float32 logits [S, V], which stay as they are."""
         stages = self._params.stages[rows.host_seats]
-        num_top = self._params.num_top_logprobs[rows.host_seats]
         if not stages.any():
-            return SampleOutput(*greedy(logits), None, num_top)
+            return SampleOutput(*greedy(logits), None)
         # Every slice launches what the step needs, so that all have the same outputs.
-        wanted, width = Stage(int(np.bitwise_or.reduce(stages))), int(num_top.max())
+        wanted = Stage(int(np.bitwise_or.reduce(stages)))
+        width = int(self._params.num_top_logprobs[rows.host_seats].max())
         parts = [
             _Slice(self._params, self._workspace, rows, slice(start, start + SLICE_ROWS), wanted).run(logits, width)
             for start in range(0, len(stages), SLICE_ROWS)
         ]
         ids, bad = _join([part[0] for part in parts]), _join([part[1] for part in parts])
         if not wanted & LOGPROBS:
-            return SampleOutput(ids, bad, None, num_top)
+            return SampleOutput(ids, bad, None)
         columns = zip(*(part[2] for part in parts if part[2] is not None), strict=True)
-        return SampleOutput(ids, bad, Logprobs(*(_join(list(column)) for column in columns)), num_top)
+        return SampleOutput(ids, bad, Logprobs(*(_join(list(column)) for column in columns)))
 
 
 class _Slice:

@@ -66,6 +66,8 @@ class Shard:
         if config.max_seq_len > self._description.max_positions:
             positions = self._description.max_positions
             raise ValueError(f"max_seq_len {config.max_seq_len} exceeds the model's {positions} positions")
+        if self._description.float32_reason is not None:
+            logger.info("%s", self._description.float32_reason)
         self._progress = Progress()
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._facts = self._shard_facts()

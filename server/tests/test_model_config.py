@@ -1,7 +1,6 @@
 """config.json as transformers 4 and 5 write it, and what is refused."""
 
 import json
-import logging
 
 import pytest
 import torch
@@ -10,13 +9,12 @@ from transformers import LlamaConfig
 from penstock_server import models
 from penstock_server.layers.rotary import RopeConfig
 from penstock_server.models.config import ModelConfig
-from penstock_server.models.dtype import resolve_dtype
+from penstock_server.models.dtype import float32_reason, resolve_dtype
 
 # As transformers 4 wrote Llama 3.2 1B's, shortened to what matters.
 VERSION_4 = {
     "architectures": ["LlamaForCausalLM"],
     "attention_bias": False,
-    "eos_token_id": [128001, 128008, 128009],
     "head_dim": 64,
     "hidden_act": "silu",
     "hidden_size": 2048,
@@ -61,7 +59,6 @@ def test_version_4():
         mlp_bias=False,
         tie_word_embeddings=True,
         rope=RopeConfig("llama3", 500000.0, 32.0, 1.0, 4.0, 8192),
-        eos_token_ids=(128001, 128008, 128009),
         dtype=torch.bfloat16,
     )
 
@@ -76,12 +73,11 @@ def test_version_5_says_the_same(tmp_path):
 
 def test_what_older_configs_leave_out():
     config = changed(head_dim=..., num_key_value_heads=..., rope_scaling=None, rope_theta=..., torch_dtype=...,
-                     eos_token_id=2, attention_bias=..., tie_word_embeddings=..., rms_norm_eps=...)  # fmt: skip
+                     attention_bias=..., tie_word_embeddings=..., rms_norm_eps=...)  # fmt: skip
     assert (config.head_dim, config.num_kv_heads) == (64, 32)
     assert config.rope == RopeConfig("default", 10000.0)
-    assert (config.dtype, config.eos_token_ids, config.norm_epsilon) == (torch.float32, (2,), 1e-6)
+    assert (config.dtype, config.norm_epsilon) == (torch.float32, 1e-6)
     assert not config.tie_word_embeddings
-    assert changed(eos_token_id=None).eos_token_ids == ()
 
 
 def test_rope_keys():
@@ -117,7 +113,6 @@ def test_null_means_absent():
         ({"rope_scaling": None, "partial_rotary_factor": 0.5}, "unsupported partial_rotary_factor 0.5"),
         ({"rms_norm_eps": -1}, "rms_norm_eps is -1"),
         ({"torch_dtype": "int8"}, "unsupported dtype 'int8'"),
-        ({"eos_token_id": "</s>"}, "eos_token_id is '</s>'"),
         ({"quantization_config": {"quant_method": "gptq"}}, "unsupported quantization_config"),
     ],
 )
@@ -140,22 +135,35 @@ def test_a_broken_config_is_named(text, tmp_path):
         models.architecture(tmp_path)
 
 
-def test_dtype_on_a_cpu(monkeypatch, caplog):
-    caplog.set_level(logging.INFO)
-    cpu = torch.device("cpu")
-    monkeypatch.setattr("penstock_server.models.dtype.has_bf16_arithmetic", lambda: True)
-    assert resolve_dtype("auto", torch.bfloat16, cpu) == torch.float32
-    assert resolve_dtype("bfloat16", torch.float32, cpu) == torch.bfloat16
-    assert not caplog.records
-    monkeypatch.setattr("penstock_server.models.dtype.has_bf16_arithmetic", lambda: False)
-    assert resolve_dtype("bfloat16", torch.bfloat16, cpu) == torch.float32
-    assert resolve_dtype("float16", torch.bfloat16, cpu) == torch.float32
-    assert [record.message.split(":")[0] for record in caplog.records] == ["computing in float32"] * 2
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+
+
+@pytest.mark.parametrize(
+    ("name", "stored", "has_bf16", "dtype", "reason"),
+    [
+        ("auto", FP32, True, FP32, None),
+        ("auto", BF16, True, FP32, "computing in float32, the default on a CPU; the checkpoint is bfloat16"),
+        ("auto", FP16, False, FP32, "computing in float32, the default on a CPU; the checkpoint is float16"),
+        ("float32", BF16, True, FP32, None),
+        ("bfloat16", FP32, True, BF16, None),
+        ("bfloat16", BF16, False, FP32, "computing in float32: this CPU has no bfloat16 arithmetic"),
+        ("float16", BF16, True, FP32, "computing in float32: float16 is no faster on a CPU"),
+    ],
+)
+def test_dtype_on_a_cpu(name, stored, has_bf16, dtype, reason, monkeypatch):
+    monkeypatch.setattr("penstock_server.models.dtype.has_bf16_arithmetic", lambda: has_bf16)
+    assert resolve_dtype(name, stored, torch.device("cpu")) == dtype
+    found = float32_reason(name, stored, torch.device("cpu"))
+    assert found == reason if reason is None else found.startswith(reason)
+
+
+def test_an_unknown_dtype_is_refused():
     with pytest.raises(ValueError, match="unknown dtype 'int4'"):
-        resolve_dtype("int4", torch.bfloat16, cpu)
+        resolve_dtype("int4", torch.bfloat16, torch.device("cpu"))
 
 
 def test_dtype_on_a_gpu():
     gpu = torch.device("cuda")
     assert resolve_dtype("auto", torch.bfloat16, gpu) == torch.bfloat16
     assert resolve_dtype("float16", torch.bfloat16, gpu) == torch.float16
+    assert float32_reason("auto", torch.bfloat16, gpu) is None

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from model_testkit.tiny_llama import CASES, save
 from shard_testkit.integer import IntegerReference
 from shard_testkit.process import DEFAULTS, PATHS, TIMEOUT_SECONDS, Rank, ShardGroup, health_stubs, start_process
 from shard_testkit.results import Result
@@ -344,6 +345,13 @@ def test_a_mistake_is_one_line_and_an_exit_code(model_path, tmp_path, changes, c
     assert process.wait(TIMEOUT_SECONDS) == code
     (line,) = (tmp_path / "log").read_text().splitlines()
     assert text in line
+
+
+def test_the_log_says_once_that_a_16_bit_checkpoint_is_computed_in_float32(tmp_path):
+    save(tmp_path / "model", **CASES["tied-bfloat16"])
+    with ShardGroup(tmp_path / "model") as group:
+        text = "computing in float32, the default on a CPU; the checkpoint is bfloat16"
+        assert group.log.read_text().count(text) == 1
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]"])

@@ -36,7 +36,6 @@ class ModelConfig:
     mlp_bias: bool
     tie_word_embeddings: bool
     rope: RopeConfig
-    eos_token_ids: tuple[int, ...]
     dtype: torch.dtype  # of the checkpoint; float32 where it does not say
 
     @classmethod
@@ -78,7 +77,6 @@ class ModelConfig:
             mlp_bias=bool(values.get("mlp_bias", False)),
             tie_word_embeddings=bool(values.get("tie_word_embeddings", False)),
             rope=_rope(values, max_positions),
-            eos_token_ids=_eos(values.get("eos_token_id")),
             dtype=_dtype(values.get("dtype") or values.get("torch_dtype") or "float32"),
         )
 
@@ -110,13 +108,6 @@ def _dtype(name: Any) -> torch.dtype:
     if short not in _DTYPES:
         raise ValueError(f"unsupported dtype {name!r}; supported: {', '.join(_DTYPES)}")
     return _DTYPES[short]
-
-
-def _eos(value: Any) -> tuple[int, ...]:
-    ids = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
-        raise ValueError(f"eos_token_id is {value!r}, neither an integer nor a list of integers")
-    return tuple(ids)
 
 
 def _rope(values: dict[str, Any], max_positions: int) -> RopeConfig:

@@ -18,7 +18,7 @@ from penstock_server.layers.norm import RmsNorm
 from penstock_server.layers.rotary import RotaryEmbedding
 from penstock_server.models.base import KvSpec
 from penstock_server.models.config import ModelConfig
-from penstock_server.models.dtype import resolve_dtype
+from penstock_server.models.dtype import float32_reason, resolve_dtype
 from penstock_server.models.source import ModelDescription, ModelSource
 from penstock_server.parallel import Split, TensorParallel
 from penstock_server.weights import CheckpointReader
@@ -33,7 +33,11 @@ def describe(folder: Path, split: Split, device: torch.device, dtype: str) -> Mo
     split.query_heads(config.num_heads)
     compute = resolve_dtype(dtype, config.dtype, device)
     return ModelDescription(
-        "LlamaForCausalLM", config.vocab_size, config.max_positions, _kv_spec(config, split, compute)
+        "LlamaForCausalLM",
+        config.vocab_size,
+        config.max_positions,
+        _kv_spec(config, split, compute),
+        float32_reason(dtype, config.dtype, device),
     )
 
 

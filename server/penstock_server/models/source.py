@@ -17,6 +17,7 @@ class ModelDescription:
     vocab_size: int
     max_positions: int
     kv_spec: KvSpec  # of this rank; its dtype is also that of weights and activations
+    float32_reason: str | None = None  # a line for the log where that is not what was asked for or is stored
 
 
 @dataclass(frozen=True, slots=True)

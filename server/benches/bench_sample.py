@@ -1,25 +1,28 @@
 """Time of one sampling step on the CPU, beside transformers' processors and torch.multinomial on the same rows.
 
-Prints one JSON line per case: {"bench", "case", "value", "unit", "peer", "peer_value", "ratio"}; the ratio is the
-peer's time over ours. Rounds alternate between the two, and each reports its fastest: what else the machine does only
+Prints one JSON line per case: {"bench", "case", "value", "unit", "peer", "peer_value", "ratio"}; the ratio is our time
+over the peer's. Rounds alternate between the two, and each reports its fastest: what else the machine does only
 ever adds time.
 
-    python kernels/benches/bench_sample.py [--vocab-size 49152] [--rounds 15] [--threads 1]
+    python server/benches/bench_sample.py [--vocab-size 49152] [--rounds 15] [--threads 1]
 """
 
 import argparse
+import dataclasses
 import json
 import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
+from shard_testkit.limits import LIMITS
 from transformers.generation import logits_process as reference
 
-from penstock_kernels.philox import Purpose, uniform
-from penstock_kernels.sample import draw, greedy
-from penstock_kernels.sample_workspace import SampleWorkspace
-from penstock_kernels.warpers import Warper, WarpParams, top_k_limits, top_p_limits, typical_p_limits, warp
+from penstock_kernels.warpers import Warper
+from penstock_server.plan_encoding import NewSeat
+from penstock_server.plan_records import parse_registrations
+from penstock_server.registrations import SeatFlag
+from penstock_server.sampling import Sampler, SampleRows
 
 CPU = torch.device("cpu")
 PEER = "transformers processors + torch.multinomial"
@@ -35,31 +38,17 @@ CASES: dict[str, dict[Warper, float]] = {
 
 
 def ours(logits: torch.Tensor, settings: dict[Warper, float]) -> Callable[[], object]:
-    """One step of our sampler's operations."""
+    """One step of the sampler, every row with a seat of its own."""
     num_rows, vocab_size = logits.shape
-    workspace = SampleWorkspace(vocab_size, CPU)
-    if not settings:
-        return lambda: greedy(logits)
-
-    def column(warper: Warper, neutral: float, dtype: type) -> np.ndarray:
-        return np.full(num_rows, settings.get(warper, neutral), dtype)
-
-    params = WarpParams(
-        torch.from_numpy(column(Warper.TEMPERATURE, 1, np.float32)),
-        torch.from_numpy(top_k_limits(column(Warper.TOP_K, 0, np.int32), vocab_size)),
-        torch.from_numpy(top_p_limits(column(Warper.TOP_P, 1, np.float32))),
-        torch.from_numpy(column(Warper.MIN_P, 0, np.float32)),
-        torch.from_numpy(typical_p_limits(column(Warper.TYPICAL_P, 1, np.float32))),
-    )
-    stages = dict.fromkeys(settings)
-    key, position = torch.ones((2, num_rows), dtype=torch.int64), torch.arange(num_rows)
-
-    def step() -> None:
-        scores = workspace.scores[:num_rows].copy_(logits)
-        warp(scores, params, stages, workspace)
-        draw(scores, uniform(key, position, position, Purpose.SAMPLE), workspace)
-
-    return step
+    flags = SeatFlag.DO_SAMPLE if settings else 0
+    values = {warper.name.lower(): value for warper, value in settings.items()}
+    records = [NewSeat(seat, 1, 1, 8, flags, seed=seat, **values).words() for seat in range(num_rows)]
+    limits = dataclasses.replace(LIMITS, num_seats=num_rows, vocab_size=vocab_size)
+    sampler = Sampler(num_rows, 0, vocab_size, CPU)
+    sampler.register(parse_registrations(np.array(records, np.int32).reshape(-1), num_rows, limits))
+    host_seats = np.arange(num_rows)
+    rows = SampleRows(torch.from_numpy(host_seats), torch.ones(num_rows, dtype=torch.int64), host_seats)
+    return lambda: sampler.sample(logits, rows)
 
 
 def theirs(logits: torch.Tensor, settings: dict[Warper, float]) -> Callable[[], object]:
@@ -110,7 +99,7 @@ def main() -> None:
                 "unit": "ms",
                 "peer": PEER,
                 "peer_value": round(peer, 3),
-                "ratio": round(peer / value, 2),
+                "ratio": round(value / peer, 3),
             }
             print(json.dumps(figure), flush=True)
 

@@ -144,8 +144,11 @@ class EditTable:
         # At most to twice the decoder's limit of a list. Doubling keeps growth rare.
         if (more := width - self.ids.shape[1]) > 0:
             more = max(more, self.ids.shape[1])
-            self.ids = torch.nn.functional.pad(self.ids, (0, more), value=0)
-            self.values = torch.nn.functional.pad(self.values, (0, more), value=NEUTRAL_EDIT)
+            # Both or, out of memory, neither.
+            self.ids, self.values = (
+                torch.nn.functional.pad(self.ids, (0, more), value=0),
+                torch.nn.functional.pad(self.values, (0, more), value=NEUTRAL_EDIT),
+            )
 
 
 def ragged_index(counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

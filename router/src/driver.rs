@@ -21,7 +21,7 @@ use crate::scheduler::{GroupLimits, Limits, LimitsError, Scheduler};
 use outbox::Outbox;
 use pacing::Pacing;
 use serve::{Ended, Serving};
-pub use stats::{DriverStats, SharedStats, StepTotals};
+pub use stats::{DriverStats, Samples, SharedStats, StepSample, StepTotals};
 
 /// Commands that wait for the driver.
 const INBOX_CAPACITY: usize = 4096;
@@ -238,6 +238,7 @@ impl Driver {
             outbox: &mut self.outbox,
             stats: &mut self.stats,
             shared_stats: &self.shared_stats,
+            samples: Samples::default(),
             origin: self.origin,
             injected_work: self.config.injected_work,
         })

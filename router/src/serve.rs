@@ -23,7 +23,7 @@ use crate::tokenizer::TokenizerPool;
 
 /// Steps' deliveries that wait for the text worker; beyond that the driver makes no more plans.
 const DELIVERIES_CAPACITY: usize = 64;
-/// Between two rounds of moving histogram samples into their buckets.
+/// Between two rounds of moving the driver's samples into the histograms' buckets.
 const UPKEEP: Duration = Duration::from_secs(5);
 /// When the driver is gone, for the last events of its requests.
 const LAST_EVENTS: Duration = Duration::from_secs(1);
@@ -155,7 +155,7 @@ async fn upkeep(app: Arc<App>) {
     let mut interval = tokio::time::interval(UPKEEP);
     loop {
         interval.tick().await;
-        app.metrics.upkeep();
+        app.metrics.upkeep(&app.stats);
     }
 }
 

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 pub use apply::ProtocolError;
 pub use limits::{GroupLimits, Limits, LimitsError, Misfit};
-pub use metrics::{BATCH_SIZE_BUCKETS, Counters};
+pub use metrics::Counters;
 
 use crate::event::{Delivery, Failure, Output};
 use crate::request::{LogprobParams, Request, RequestId};
@@ -166,6 +166,7 @@ impl Scheduler {
             queued: self.queue.len() as u64,
             running: self.running.len() as u64,
             running_max_tokens: self.running_max_tokens,
+            tokens_total: self.limits.total_tokens(),
             blocks_total: self.pools.iter().map(|pool| pool.total() as u64).sum(),
             blocks_used: self.pools.iter().map(|pool| pool.used() as u64).sum(),
             blocks_cached: 0,

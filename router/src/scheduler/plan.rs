@@ -202,7 +202,9 @@ impl Scheduler {
         self.last_plan_id += 1;
         let id = self.last_plan_id;
         let feeds = !feed_ids.is_empty();
-        self.counters.count_batch(rows.len());
+        self.counters.rows += rows.len() as u64;
+        let joins = !registrations.is_empty() && self.running.len() > registrations.len();
+        self.counters.joins += u64::from(joins);
         self.counters.prompt_tokens += feed_ids.len() as u64;
         if feeds {
             self.counters.prefill_steps += 1;

@@ -149,6 +149,12 @@ async fn streams_of_a_lost_engine_end_with_an_error() {
             .await,
         4.0
     );
+    assert!(
+        world
+            .metric("tgi_batch_inference_failure{method=\"decode\"}")
+            .await
+            >= 1.0
+    );
 }
 
 #[tokio::test]
@@ -190,12 +196,22 @@ async fn metrics_tell_what_happened() {
         ("penstock_time_to_first_token_duration_count", 1.0),
         ("penstock_inter_token_duration_count", 4.0),
         ("tgi_batch_inference_count{method=\"prefill\"}", 1.0),
+        (
+            "tgi_batch_inference_duration_count{method=\"prefill\"}",
+            1.0,
+        ),
+        ("tgi_batch_inference_duration_count{method=\"decode\"}", 4.0),
+        ("tgi_batch_forward_duration_count{method=\"decode\"}", 4.0),
+        ("tgi_batch_decode_duration_count{method=\"decode\"}", 4.0),
+        ("tgi_batch_max_total_tokens", 32768.0),
         ("tgi_queue_size", 0.0),
         ("penstock_engines_ready_total", 1.0),
     ] {
         assert_eq!(world.metric(name).await, expected, "{name}");
     }
-    assert!(world.metric("tgi_batch_next_size_count").await >= 5.0);
+    // One batch was formed; the steps that continue it form none.
+    assert_eq!(world.metric("tgi_batch_next_size_count").await, 1.0);
+    assert_eq!(world.metric("tgi_batch_next_size_sum").await, 1.0);
     assert_eq!(world.metric("penstock_kv_blocks_total").await, 2048.0);
 }
 

@@ -94,9 +94,13 @@ impl Scheduler {
     /// engine may have been replaced by a smaller one since.
     pub fn submit(&mut self, request: Request, now: Duration, out: &mut Vec<Delivery>) {
         let wants_lane = request.sampling.needs_penalty_lane();
-        if self.limits.check(request.max_len(), wants_lane).is_err() {
+        if let Err(misfit) = self.limits.check(request.max_len(), wants_lane) {
+            let failure = match misfit {
+                Misfit::TooLong { need: _, have: _ } => Failure::TooLong,
+                Misfit::NoPenaltyLanes => Failure::NoPenalties,
+            };
             self.counters.failed += 1;
-            out.push(failed(request.id, Failure::OutOfMemory));
+            out.push(failed(request.id, failure));
             return;
         }
         self.queue.push(request, now);

@@ -124,5 +124,4 @@ pub struct Finished {
 pub struct Usage {
     pub prompt_tokens: u32,
     pub generated_tokens: u32,
-    pub cached_tokens: u32,
 }

@@ -179,9 +179,6 @@ impl<E: Engine> Serving<'_, E> {
             }
             Command::Cancel(id) => self.scheduler.cancel(id),
             Command::Finish(id) => self.scheduler.finish(id),
-            Command::FailAll(failure) => {
-                self.scheduler.fail_all(&failure, &mut self.outbox.pending)
-            }
         }
     }
 

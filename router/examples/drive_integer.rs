@@ -115,7 +115,7 @@ impl Case {
             self.ids
         );
         if self.has_nan && !left {
-            let failure = Some(Err(Failure::BadLogits("NAN")));
+            let failure = Some(Err(Failure::BadLogits));
             ensure!(self.end == failure, "{:?}: {:?}", self.request.id, self.end);
         }
         Ok(())

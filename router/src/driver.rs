@@ -21,7 +21,7 @@ use crate::scheduler::{GroupLimits, Limits, LimitsError, Scheduler};
 use outbox::Outbox;
 use pacing::Pacing;
 use serve::{Ended, Serving};
-pub use stats::{DriverStats, SharedStats, StepTotals};
+pub use stats::{DriverStats, Samples, SharedStats, StepSample, StepTotals};
 
 /// Commands that wait for the driver.
 const INBOX_CAPACITY: usize = 4096;
@@ -36,8 +36,6 @@ pub enum Command {
     Cancel(RequestId),
     /// A stop string was found: free the request as if it had ended; nothing more is delivered.
     Finish(RequestId),
-    /// Everything that runs or waits ends with this failure.
-    FailAll(Failure),
 }
 
 /// Facts of a ready engine, the same for every rank.
@@ -53,14 +51,6 @@ pub struct EngineFacts {
     /// Without the scratch block.
     pub num_blocks: usize,
     pub max_top_logprobs: usize,
-}
-
-impl EngineFacts {
-    /// Longest prompt plus answer that the KV cache can hold for one request.
-    pub fn max_total_tokens(&self) -> usize {
-        // The last token of an answer is never fed, so it takes no room.
-        (self.tokens_per_block * self.num_blocks + 1).min(self.max_positions)
-    }
 }
 
 /// How the engine stands; a `watch` value.
@@ -238,6 +228,7 @@ impl Driver {
             outbox: &mut self.outbox,
             stats: &mut self.stats,
             shared_stats: &self.shared_stats,
+            samples: Samples::default(),
             origin: self.origin,
             injected_work: self.config.injected_work,
         })
@@ -255,7 +246,7 @@ impl Driver {
                         request: request.id,
                         output: Output::Failed(Failure::EngineLost),
                     }),
-                    Command::Cancel(_) | Command::Finish(_) | Command::FailAll(_) => (),
+                    Command::Cancel(_) | Command::Finish(_) => (),
                 },
                 () = self.outbox.flush() => (),
             }

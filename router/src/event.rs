@@ -32,11 +32,20 @@ pub enum Failure {
     #[error("the model's worker stopped while this request was running; send it again")]
     EngineLost,
     /// The model gave no usable logits for this row.
-    #[error("the model returned no finite logits for this request (row status {0})")]
-    BadLogits(&'static str),
+    #[error("the model returned no finite logits for this request")]
+    BadLogits,
+    /// An id outside the vocabulary, or one that did not follow on: a bug of this server.
+    #[error("the model's worker refused the input of this request")]
+    BadInput,
     /// The device ran out of memory in a step of this request.
     #[error("out of memory in a step of this request")]
     OutOfMemory,
+    /// The engine has no room for penalties at all.
+    #[error("the model's worker does not support penalties (repetition, frequency, presence)")]
+    NoPenalties,
+    /// Prompt and answer do not fit into the KV cache, not even alone.
+    #[error("the KV cache is too small for this request")]
+    TooLong,
     /// The server is stopping and its drain time is over.
     #[error("the server is shutting down")]
     ShuttingDown,
@@ -115,5 +124,4 @@ pub struct Finished {
 pub struct Usage {
     pub prompt_tokens: u32,
     pub generated_tokens: u32,
-    pub cached_tokens: u32,
 }

@@ -5,13 +5,11 @@ use metrics::{
     Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram,
     gauge, histogram, with_local_recorder,
 };
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
-use crate::driver::DriverStats;
-use crate::scheduler::BATCH_SIZE_BUCKETS;
+use crate::driver::{Samples, SharedStats, StepSample};
 
 /// Why a request failed, as the label `err` of `tgi_request_failure`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,9 +47,15 @@ impl FailureLabel {
 
 /// Prefill or decode, the label `method`.
 #[derive(Clone, Debug)]
-pub struct ByMethod {
-    pub prefill: Counter,
-    pub decode: Counter,
+pub struct ByMethod<T = Counter> {
+    pub prefill: T,
+    pub decode: T,
+}
+
+impl<T> ByMethod<T> {
+    fn of(&self, feeds: bool) -> &T {
+        if feeds { &self.prefill } else { &self.decode }
+    }
 }
 
 /// All handles.
@@ -77,6 +81,12 @@ pub struct Metrics {
     pub batch_next_size: Histogram,
     pub batch_inference_count: ByMethod,
     pub batch_inference_success: ByMethod,
+    pub batch_inference_failure: ByMethod,
+    pub batch_inference_duration: ByMethod<Histogram>,
+    pub batch_forward_duration: ByMethod<Histogram>,
+    pub batch_decode_duration: ByMethod<Histogram>,
+    pub batch_concat: Counter,
+    pub batch_max_total_tokens: Gauge,
     pub kv_blocks_total: Gauge,
     pub kv_blocks_used: Gauge,
     pub kv_blocks_cached: Gauge,
@@ -88,8 +98,6 @@ pub struct Metrics {
     pub steps_overlapped: Counter,
     pub wasted_rows: Counter,
     pub engines_ready: Counter,
-    /// Of the batch sizes, how many were moved into the histogram.
-    batches_taken: Mutex<[u64; BATCH_SIZE_BUCKETS]>,
 }
 
 impl Metrics {
@@ -108,6 +116,14 @@ impl Metrics {
             prefill: counter!(name, "method" => "prefill"),
             decode: counter!(name, "method" => "decode"),
         };
+        let durations_by_method = |name: &'static str| ByMethod {
+            prefill: histogram!(name, "method" => "prefill"),
+            decode: histogram!(name, "method" => "decode"),
+        };
+        // TGI's other reasons; a request joins here as soon as there is room, and its prompt comes in chunks.
+        for reason in ["backpressure", "wait_exceeded"] {
+            counter!("tgi_batch_concat", "reason" => reason).absolute(0);
+        }
         Self {
             exporter,
             request_count: counter!("tgi_request_count"),
@@ -130,6 +146,12 @@ impl Metrics {
             batch_next_size: histogram!("tgi_batch_next_size"),
             batch_inference_count: by_method("tgi_batch_inference_count"),
             batch_inference_success: by_method("tgi_batch_inference_success"),
+            batch_inference_failure: by_method("tgi_batch_inference_failure"),
+            batch_inference_duration: durations_by_method("tgi_batch_inference_duration"),
+            batch_forward_duration: durations_by_method("tgi_batch_forward_duration"),
+            batch_decode_duration: durations_by_method("tgi_batch_decode_duration"),
+            batch_concat: counter!("tgi_batch_concat", "reason" => "chunking"),
+            batch_max_total_tokens: gauge!("tgi_batch_max_total_tokens"),
             kv_blocks_total: gauge!("penstock_kv_blocks_total"),
             kv_blocks_used: gauge!("penstock_kv_blocks_used"),
             kv_blocks_cached: gauge!("penstock_kv_blocks_cached"),
@@ -141,7 +163,6 @@ impl Metrics {
             steps_overlapped: counter!("penstock_steps_overlapped_total"),
             wasted_rows: counter!("penstock_wasted_rows_total"),
             engines_ready: counter!("penstock_engines_ready_total"),
-            batches_taken: Mutex::default(),
         }
     }
 
@@ -149,13 +170,15 @@ impl Metrics {
         self.request_failure[label as usize].increment(1);
     }
 
-    /// Takes what the driver counted; called for each scrape.
-    pub fn take(&self, stats: &DriverStats) {
+    /// Takes what the driver counted and measured.
+    fn take(&self, shared: &SharedStats) {
+        let stats = shared.get();
         let counters = &stats.scheduler;
         let gauges = [
             (&self.queue_size, counters.queued),
             (&self.batch_current_size, counters.running),
             (&self.batch_current_max_tokens, counters.running_max_tokens),
+            (&self.batch_max_total_tokens, counters.tokens_total),
             (&self.running_requests, counters.running),
             (&self.kv_blocks_total, counters.blocks_total),
             (&self.kv_blocks_used, counters.blocks_used),
@@ -175,6 +198,9 @@ impl Metrics {
             (&self.batch_inference_count.decode, counters.decode_steps),
             (&self.batch_inference_success.prefill, stats.prefill.steps),
             (&self.batch_inference_success.decode, stats.decode.steps),
+            (&self.batch_inference_failure.prefill, prefill.failed),
+            (&self.batch_inference_failure.decode, decode.failed),
+            (&self.batch_concat, counters.joins),
             (&self.steps, stats.prefill.steps + stats.decode.steps),
             (
                 &self.decode_steps_followed,
@@ -190,31 +216,33 @@ impl Metrics {
         for (counter, value) in totals {
             counter.absolute(value);
         }
-        self.take_batch_sizes(&counters.batch_sizes);
-    }
-
-    /// The driver keeps powers of two; each counts as its upper edge.
-    fn take_batch_sizes(&self, sizes: &[u64; BATCH_SIZE_BUCKETS]) {
-        let mut taken = self
-            .batches_taken
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        for (bucket, (size, taken)) in sizes.iter().zip(taken.iter_mut()).enumerate() {
-            let new = size.saturating_sub(*taken);
-            *taken = *size;
-            let new = usize::try_from(new).unwrap_or(usize::MAX);
-            self.batch_next_size
-                .record_many((1_u64 << bucket) as f64, new);
+        let Samples { steps, batch_sizes } = shared.take_samples();
+        for size in batch_sizes {
+            self.batch_next_size.record(size);
+        }
+        for step in steps {
+            let StepSample {
+                feeds,
+                inference,
+                forward,
+                decode,
+            } = step;
+            self.batch_inference_duration.of(feeds).record(inference);
+            self.batch_forward_duration.of(feeds).record(forward);
+            self.batch_decode_duration.of(feeds).record(decode);
         }
     }
 
-    /// The Prometheus text.
-    pub fn render(&self) -> String {
+    /// The Prometheus text, as of now.
+    pub fn render(&self, stats: &SharedStats) -> String {
+        self.take(stats);
         self.exporter.render()
     }
 
-    /// Moves samples from the histograms' buffers into their buckets; without it they grow while nobody scrapes.
-    pub fn upkeep(&self) {
+    /// Moves samples from the driver into the histograms' buffers, and from there into their buckets; without it they
+    /// gather while nobody scrapes.
+    pub fn upkeep(&self, stats: &SharedStats) {
+        self.take(stats);
         self.exporter.run_upkeep();
     }
 }
@@ -250,6 +278,11 @@ fn describe() {
             "tgi_batch_inference_success",
             "Steps answered by the shards",
         ),
+        ("tgi_batch_inference_failure", "Steps lost with the shards"),
+        (
+            "tgi_batch_concat",
+            "Batches that joined running requests, by reason",
+        ),
         ("penstock_steps_total", "Steps answered by the shards"),
         (
             "penstock_step_microseconds_total",
@@ -273,6 +306,10 @@ fn describe() {
         (
             "tgi_batch_current_max_tokens",
             "Tokens that the running requests may still reach",
+        ),
+        (
+            "tgi_batch_max_total_tokens",
+            "Tokens that the KV cache holds",
         ),
         ("penstock_kv_blocks_total", "KV-cache blocks"),
         (
@@ -312,7 +349,19 @@ fn describe() {
             "tgi_request_max_new_tokens",
             "Most tokens that a request may generate",
         ),
-        ("tgi_batch_next_size", "Requests per step"),
+        ("tgi_batch_next_size", "Requests admitted together"),
+        (
+            "tgi_batch_inference_duration",
+            "Seconds of a step, from sending its plan to handling its result",
+        ),
+        (
+            "tgi_batch_forward_duration",
+            "Seconds of a step in the model's forward pass",
+        ),
+        (
+            "tgi_batch_decode_duration",
+            "Seconds of handling a step's result",
+        ),
         (
             "penstock_time_to_first_token_duration",
             "Seconds from submission to the first token",
@@ -334,7 +383,8 @@ mod tests {
     #[test]
     fn every_family_is_there_before_the_first_request() {
         let metrics = Metrics::new(1000, 2000).unwrap();
-        let text = metrics.render();
+        let stats = SharedStats::default();
+        let text = metrics.render(&stats);
         for line in [
             "tgi_request_count 0",
             "tgi_request_failure{err=\"dropped\"} 0",
@@ -343,6 +393,14 @@ mod tests {
             "tgi_request_duration_bucket{le=\"0.00015000000000000001\"} 0",
             "tgi_request_input_length_bucket{le=\"10\"} 0",
             "tgi_batch_next_size_bucket{le=\"1024\"} 0",
+            "tgi_batch_inference_failure{method=\"prefill\"} 0",
+            "tgi_batch_inference_duration_count{method=\"prefill\"} 0",
+            "tgi_batch_forward_duration_bucket{method=\"decode\",le=\"0.00015000000000000001\"} 0",
+            "tgi_batch_decode_duration_count{method=\"decode\"} 0",
+            "tgi_batch_concat{reason=\"backpressure\"} 0",
+            "tgi_batch_concat{reason=\"chunking\"} 0",
+            "tgi_batch_concat{reason=\"wait_exceeded\"} 0",
+            "tgi_batch_max_total_tokens 0",
             "penstock_inter_token_duration_count 0",
             "penstock_kv_blocks_used 0",
             "penstock_steps_overlapped_total 0",
@@ -355,8 +413,37 @@ mod tests {
         metrics.failed(FailureLabel::Dropped);
         assert!(
             metrics
-                .render()
+                .render(&stats)
                 .contains("tgi_request_failure{err=\"dropped\"} 1")
         );
+    }
+
+    #[test]
+    fn upkeep_takes_what_the_driver_gathered() {
+        let metrics = Metrics::new(1000, 2000).unwrap();
+        let stats = SharedStats::default();
+        let step = StepSample {
+            feeds: true,
+            inference: Duration::from_millis(3),
+            forward: Duration::from_millis(2),
+            decode: Duration::from_millis(1),
+        };
+        let mut samples = Samples {
+            steps: vec![step; 100_000],
+            batch_sizes: vec![37],
+        };
+        stats.set(crate::driver::DriverStats::default(), &mut samples);
+        assert!(samples.steps.is_empty());
+        metrics.upkeep(&stats);
+        assert!(stats.take_samples().steps.is_empty());
+        let text = metrics.render(&stats);
+        for line in [
+            "tgi_batch_next_size_bucket{le=\"36\"} 0",
+            "tgi_batch_next_size_bucket{le=\"37\"} 1",
+            // The rest was dropped: nobody had looked for long.
+            "tgi_batch_forward_duration_count{method=\"prefill\"} 65536",
+        ] {
+            assert!(text.lines().any(|got| got == line), "{line} is missing");
+        }
     }
 }

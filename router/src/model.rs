@@ -59,6 +59,7 @@ impl Model {
                 .into_iter()
                 .collect()
         });
+        let eos_ids = within_vocabulary(eos_ids, vocab_size(&config));
         if eos_ids.is_empty() {
             tracing::warn!(
                 "no eos_token_id in config.json or generation_config.json: answers end by length only"
@@ -161,13 +162,42 @@ fn eos_ids(
 }
 
 fn max_positions(config: &Value) -> Option<usize> {
-    let names = ["max_position_embeddings", "max_seq_len", "n_positions"];
+    number(
+        config,
+        &["max_position_embeddings", "max_seq_len", "n_positions"],
+    )
+}
+
+fn vocab_size(config: &Value) -> Option<usize> {
+    number(config, &["vocab_size"])
+}
+
+/// The first of these fields that config.json has.
+fn number(config: &Value, names: &[&str]) -> Option<usize> {
     [config, &config["text_config"]]
         .into_iter()
-        .flat_map(|source| names.map(|name| source[name].as_u64()))
+        .flat_map(|source| names.iter().map(|name| source[name].as_u64()))
         .flatten()
         .next()
-        .and_then(|positions| usize::try_from(positions).ok())
+        .and_then(|number| usize::try_from(number).ok())
+}
+
+/// The ids that the model can produce. Others end no answer, and must not reach the shard.
+fn within_vocabulary(mut ids: Vec<u32>, vocab_size: Option<usize>) -> Vec<u32> {
+    if let Some(vocab_size) = vocab_size {
+        ids.retain(|&id| {
+            let known = (id as usize) < vocab_size;
+            if !known {
+                tracing::warn!(
+                    id,
+                    vocab_size,
+                    "an end token outside the vocabulary is left out"
+                );
+            }
+            known
+        });
+    }
+    ids
 }
 
 /// `bos_token` and its like, which templates use; a string, or an object with `content`.

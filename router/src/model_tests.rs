@@ -54,6 +54,15 @@ fn eos_falls_back_to_the_tokenizer() {
 }
 
 #[test]
+fn end_tokens_outside_the_vocabulary_are_left_out() {
+    let model = load(&[(
+        "config.json",
+        serde_json::json!({"eos_token_id": [257, 258, 300], "text_config": {"vocab_size": 258}}),
+    )]);
+    assert_eq!(*model.unwrap().eos_ids, [257]);
+}
+
+#[test]
 fn templates_are_sought_in_transformers_order() {
     let messages = vec![serde_json::json!({"role": "user", "content": "hi"})];
     let list = serde_json::json!([{"name": "tool_use", "template": "no"}, {"name": "default", "template": "list"}]);

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
-use tokio::sync::mpsc;
+use anyhow::{Context, anyhow, bail};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{self, App};
 use crate::config::{LimitsConfig, RouterConfig};
-use crate::driver::{self, DriverConfig};
+use crate::driver::{self, DriverConfig, EngineStatus};
 use crate::engine::Connector;
 use crate::engine::grpc::GrpcConnector;
 use crate::event::Failure;
@@ -22,8 +23,10 @@ use crate::tokenizer::TokenizerPool;
 
 /// Steps' deliveries that wait for the text worker; beyond that the driver makes no more plans.
 const DELIVERIES_CAPACITY: usize = 64;
-/// Between two rounds of moving histogram samples into their buckets.
+/// Between two rounds of moving the driver's samples into the histograms' buckets.
 const UPKEEP: Duration = Duration::from_secs(5);
+/// When the driver is gone, for the last events of its requests.
+const LAST_EVENTS: Duration = Duration::from_secs(1);
 /// Bucket edges of token counts where neither flags nor config.json say how long texts may be.
 const DEFAULT_POSITIONS: usize = 4096;
 
@@ -92,7 +95,7 @@ impl Router {
 }
 
 /// Serves until `shutdown` is cancelled and the drain has ended. The port is bound before anything else is read, so a
-/// taken one is known at once and probes get an answer while the model loads.
+/// taken one is known at once; whoever connects is answered as soon as the tokenizer has been read.
 pub async fn serve(config: RouterConfig, shutdown: CancellationToken) -> anyhow::Result<()> {
     check_limits(&config.limits)?;
     let listener = server::bind(&config.http.hostname, config.http.port).await?;
@@ -105,30 +108,54 @@ pub async fn serve(config: RouterConfig, shutdown: CancellationToken) -> anyhow:
     let connector = GrpcConnector::new(config.engine.shard_sockets.clone());
     let router = Router::start(&config, model, connector)?;
     tracing::info!("listening on http://{address}");
-    let upkeep = tokio::spawn(upkeep(Arc::clone(&router.app.metrics)));
-    let draining = tokio::spawn({
-        let (app, shutdown) = (Arc::clone(&router.app), shutdown.clone());
-        async move {
-            shutdown.cancelled().await;
-            app.draining.store(true, Ordering::Relaxed);
-        }
-    });
-    let drain = Drain {
-        signal: shutdown,
-        timeout: Duration::from_secs(config.http.graceful_termination_timeout),
-        expired: || router.end_requests(),
-    };
-    server::run(listener, router.routes(), drain).await;
-    upkeep.abort();
-    draining.abort();
-    Ok(())
+    let timeout = Duration::from_secs(config.http.graceful_termination_timeout);
+    router.serve(listener, timeout, shutdown).await
 }
 
-async fn upkeep(metrics: Arc<Metrics>) {
+impl Router {
+    /// Serves until `shutdown` is cancelled and the drain has ended, or until the driver is gone, which is an error.
+    pub async fn serve(
+        &self,
+        listener: TcpListener,
+        timeout: Duration,
+        shutdown: CancellationToken,
+    ) -> anyhow::Result<()> {
+        let upkeep = tokio::spawn(upkeep(Arc::clone(&self.app)));
+        let draining = tokio::spawn({
+            let (app, shutdown) = (Arc::clone(&self.app), shutdown.clone());
+            async move {
+                shutdown.cancelled().await;
+                app.draining.store(true, Ordering::Relaxed);
+            }
+        });
+        let drain = Drain {
+            signal: shutdown,
+            timeout,
+            expired: || self.end_requests(),
+        };
+        let outcome = tokio::select! {
+            () = server::run(listener, self.routes(), drain) => Ok(()),
+            () = gone(self.app.status.clone()) => {
+                tokio::time::sleep(LAST_EVENTS).await;
+                Err(anyhow!("the driver's thread has ended unexpectedly"))
+            }
+        };
+        upkeep.abort();
+        draining.abort();
+        outcome
+    }
+}
+
+/// Waits until nobody is left who could say how the engine stands.
+async fn gone(mut status: watch::Receiver<EngineStatus>) {
+    while status.changed().await.is_ok() {}
+}
+
+async fn upkeep(app: Arc<App>) {
     let mut interval = tokio::time::interval(UPKEEP);
     loop {
         interval.tick().await;
-        metrics.upkeep();
+        app.metrics.upkeep(&app.stats);
     }
 }
 

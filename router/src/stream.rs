@@ -290,7 +290,6 @@ impl TextState {
         Usage {
             prompt_tokens,
             generated_tokens: self.generated_tokens,
-            cached_tokens: 0,
         }
     }
 

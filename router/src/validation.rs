@@ -246,6 +246,7 @@ impl Checked {
             ids.drain(..ids.len().saturating_sub(truncate));
         }
         let max_new_tokens = self.fit(ids.len())?;
+        let known = |id: &u32| (*id as usize) < self.limits.vocab_size;
         Ok(Request {
             id,
             prompt_ids: ids.into(),
@@ -253,8 +254,11 @@ impl Checked {
             max_new_tokens,
             stop_ids: if self.ignore_eos {
                 Arc::default()
-            } else {
+            } else if eos_ids.iter().all(known) {
                 Arc::clone(eos_ids)
+            } else {
+                // Cannot be sampled, and the shard would refuse to ban it.
+                eos_ids.iter().copied().filter(known).collect()
             },
             logprobs: self.logprobs,
         })

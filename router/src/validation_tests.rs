@@ -1,4 +1,12 @@
+use std::time::Duration;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
 use super::*;
+use crate::engine::blob;
+use crate::engine::fake::{FakeConfig, FakeShard};
+use crate::scheduler::{Counters, GroupLimits, Scheduler};
 
 const LIMITS: Limits = Limits {
     max_input_tokens: 10,
@@ -42,6 +50,25 @@ fn numbers_are_held_against_their_limits() {
         (
             "temperature 1e-50",
             outcome(|d| d.temperature = Some(1e-50)),
+        ),
+        (
+            "temperature 1e-40",
+            outcome(|d| d.temperature = Some(1e-40)),
+        ),
+        (
+            "temperature 1.2e-38",
+            outcome(|d| d.temperature = Some(1.2e-38)),
+        ),
+        (
+            "repetition_penalty 1e-40",
+            outcome(|d| d.repetition_penalty = Some(1e-40)),
+        ),
+        ("top_p 1e-40", outcome(|d| d.top_p = Some(1e-40))),
+        ("top_k 2^31", outcome(|d| d.top_k = Some(1 << 31))),
+        ("top_k 2^31 - 1", outcome(|d| d.top_k = Some((1 << 31) - 1))),
+        (
+            "min_new_tokens 2^31",
+            outcome(|d| d.min_new_tokens = Some(1 << 31)),
         ),
         ("temperature 1e39", outcome(|d| d.temperature = Some(1e39))),
         ("temperature 0.01", outcome(|d| d.temperature = Some(0.01))),
@@ -91,6 +118,22 @@ fn numbers_are_held_against_their_limits() {
             outcome(|d| d.logit_bias = vec![("300".into(), 1.0)]),
         ),
         (
+            "logit_bias +1",
+            outcome(|d| d.logit_bias = vec![("+1".into(), 1.0)]),
+        ),
+        (
+            "logit_bias 01",
+            outcome(|d| d.logit_bias = vec![("01".into(), 1.0)]),
+        ),
+        (
+            "logit_bias twice",
+            outcome(|d| d.logit_bias = vec![("1".into(), 1.0), ("1".into(), 2.0)]),
+        ),
+        (
+            "logit_bias 1025 entries",
+            outcome(|d| d.logit_bias = (0..1025).map(|id| (id.to_string(), 1.0)).collect()),
+        ),
+        (
             "logit_bias 101",
             outcome(|d| d.logit_bias = vec![("1".into(), 101.0)]),
         ),
@@ -102,7 +145,14 @@ fn numbers_are_held_against_their_limits() {
         .collect();
     insta::assert_snapshot!(cases.join("\n"), @r#"
 temperature 0: `temperature` must be strictly positive (> 0). Given: 0
-temperature 1e-50: `temperature` must be strictly positive (> 0). Given: 0.00000000000000000000000000000000000000000000000001
+temperature 1e-50: `temperature` must be >= 1.1754944e-38. Given: 1e-50
+temperature 1e-40: `temperature` must be >= 1.1754944e-38. Given: 1e-40
+temperature 1.2e-38: ok
+repetition_penalty 1e-40: `repetition_penalty` must be >= 1.1754944e-38. Given: 1e-40
+top_p 1e-40: `top_p` must be >= 1.1754944e-38. Given: 1e-40
+top_k 2^31: `top_k` must be <= 2147483647. Given: 2147483648
+top_k 2^31 - 1: ok
+min_new_tokens 2^31: `min_new_tokens` must be >= 0 and <= 2147483647 (`max_new_tokens`). Given: 2147483648
 temperature 1e39: `temperature` must be finite and at most 3.4028235e38. Given: 1e39
 temperature 0.01: ok
 repetition_penalty -1: `repetition_penalty` must be strictly positive (> 0). Given: -1
@@ -117,7 +167,7 @@ min_p 1: `min_p` must be >= 0.0 and < 1.0. Given: 1
 top_k 0: `top_k` must be strictly positive (>= 1). Given: 0
 top_k 1: ok
 max_new_tokens 0: `max_new_tokens` must be strictly positive (>= 1). Given: 0
-max_new_tokens 2^32: `max_new_tokens` must be <= 4294967295. Given: 4294967296
+max_new_tokens 2^32: `max_new_tokens` must be <= 2147483647. Given: 4294967296
 min_new_tokens 3 of 2: `min_new_tokens` must be >= 0 and <= 2 (`max_new_tokens`). Given: 3
 stop x2: ok
 stop x3: `stop` supports up to 2 stop sequences. Given: 3
@@ -129,6 +179,10 @@ top_n_tokens 5: ok
 top_n_tokens 6: `top_n_tokens` must be >= 0 and <= 5. Given: 6
 top_n_tokens -1: `top_n_tokens` must be >= 0 and <= 5. Given: -1
 logit_bias 300: `logit_bias` keys must be token ids < 300. Given: "300"
+logit_bias +1: `logit_bias` keys must be token ids < 300. Given: "+1"
+logit_bias 01: `logit_bias` keys must be token ids < 300. Given: "01"
+logit_bias twice: `logit_bias` must name each token id once. Given: "1" twice
+logit_bias 1025 entries: `logit_bias` must have <= 1024 entries. Given: 1025
 logit_bias 101: `logit_bias` values must be >= -100 and <= 100. Given: 101
 best_of: `best_of` is not supported yet
 "#);
@@ -231,4 +285,103 @@ fn the_kv_cache_bounds_what_the_flags_allow() {
         ),
         (160, 159, 3)
     );
+}
+
+#[test]
+fn end_tokens_outside_the_vocabulary_are_left_out() {
+    let checked = check(draft(), &LIMITS, 7).unwrap();
+    let eos_ids = Arc::from([257, 300]);
+    let request = checked.with_prompt(RequestId(1), vec![5], &eos_ids);
+    assert_eq!(*request.unwrap().stop_ids, [257]);
+}
+
+/// One field of a draft, with a number that is likely to be at or beyond some edge.
+fn change() -> impl Strategy<Value = (u8, f64, i64, String)> {
+    let edges = [
+        0.0,
+        1e-50,
+        1e-45,
+        1e-40,
+        f64::from(f32::MIN_POSITIVE),
+        1.0,
+        1.0 - 1e-9,
+        2.0,
+        f64::from(f32::MAX),
+        f64::MAX,
+    ];
+    let float = prop_oneof![
+        any::<f64>(),
+        0.0..1.5,
+        (0..edges.len(), any::<bool>()).prop_map(move |(edge, negative)| if negative {
+            -edges[edge]
+        } else {
+            edges[edge]
+        }),
+    ];
+    let near = |edge: i64| edge - 2..edge + 3;
+    let int = prop_oneof![
+        any::<i64>(),
+        near(0),
+        near(1 << 31),
+        near(1 << 32),
+        near(20)
+    ];
+    let key = prop_oneof!["[+0]?[0-9]{1,3}", "[0-9]{1,11}"];
+    (0u8..13, float, int, key)
+}
+
+fn apply(draft: &mut Draft, (field, float, int, key): (u8, f64, i64, String)) {
+    match field {
+        0 => draft.temperature = Some(float),
+        1 => draft.repetition_penalty = Some(float),
+        2 => draft.frequency_penalty = Some(float),
+        3 => draft.presence_penalty = Some(float),
+        4 => draft.top_p = Some(float),
+        5 => draft.typical_p = Some(float),
+        6 => draft.min_p = Some(float),
+        7 => draft.top_k = Some(int),
+        8 => draft.max_new_tokens = Some(int),
+        9 => draft.min_new_tokens = Some(int),
+        10 => draft.top_n_tokens = Some(int),
+        11 => draft.logit_bias.push((key, float.rem_euclid(100.0))),
+        _ => draft.seed = Some(int.cast_unsigned()),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 4000, ..ProptestConfig::default() })]
+
+    /// A plan that a shard refuses ends everybody's requests, so no request may lead to one.
+    #[test]
+    fn whatever_is_accepted_the_shard_accepts(changes in vec(change(), 0..4), num_ids in 1u32..12) {
+        let mut draft = draft();
+        for change in changes {
+            apply(&mut draft, change);
+        }
+        let fake = FakeConfig::default();
+        let limits = Limits { vocab_size: 1000, ..LIMITS };
+        let ids: Vec<u32> = (0..num_ids).collect();
+        let eos_ids = Arc::from([257, 1000, u32::MAX]);
+        let request = check(draft, &limits, 7)
+            .and_then(|checked| checked.with_prompt(RequestId(1), ids, &eos_ids));
+        if let Ok(request) = request {
+            let scheduler_limits = crate::scheduler::Limits {
+                vocab_size: 1000,
+                groups: vec![GroupLimits { tokens_per_block: 16, num_blocks: 9 }],
+                num_seats: 1,
+                num_lanes: 1,
+                max_rows: 1,
+                max_prompt_tokens: 64,
+                mixed_sizes: vec![64],
+                depth: 1,
+            };
+            let mut scheduler = Scheduler::new(scheduler_limits, Counters::default());
+            let mut out = Vec::new();
+            scheduler.submit(request, Duration::ZERO, &mut out);
+            let plan = scheduler.plan(Duration::ZERO).expect("an idle engine has room");
+            let mut shard = FakeShard::new(&fake.info, fake.model());
+            let result = shard.execute(plan.id, &blob::encode(&plan));
+            prop_assert!(result.is_ok(), "{:?}", result);
+        }
+    }
 }

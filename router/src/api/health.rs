@@ -61,8 +61,7 @@ pub(super) async fn info(State(app): State<AppState>) -> Response {
 }
 
 pub(super) async fn metrics(State(app): State<AppState>) -> Response {
-    app.metrics.take(&app.stats.get());
-    let mut response = app.metrics.render().into_response();
+    let mut response = app.metrics.render(&app.stats).into_response();
     let text = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, text);
     response

@@ -61,6 +61,11 @@ impl App {
                 RETRY_WHILE_STARTING,
             );
         }
+        // The last status says nothing once nobody is left to change it.
+        if self.status.has_changed().is_err() {
+            let message = "the server has lost its engine for good and is about to end".to_owned();
+            return not_ready(message, RETRY_WHILE_STARTING);
+        }
         match &*self.status.borrow() {
             EngineStatus::Ready(facts) => Ok(Arc::clone(facts)),
             EngineStatus::Starting { phase, fraction } => {

@@ -57,12 +57,21 @@ impl Estimate {
 /// A plan in flight.
 #[derive(Debug)]
 struct Sent {
-    kind: StepKind,
+    /// `None`: no rows, so no step.
+    kind: Option<StepKind>,
     at: Instant,
     /// The engine had nothing else to do.
     to_idle: bool,
     /// Not before this does its step begin; known for the oldest only.
     start: Instant,
+}
+
+/// A plan whose result is here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Received {
+    pub(super) kind: StepKind,
+    /// Since it was sent, or since the engine got to it.
+    pub(super) elapsed: Duration,
 }
 
 /// What was learned about an engine.
@@ -97,7 +106,7 @@ impl Pacing {
             return None;
         }
         let running = self.in_flight.front()?;
-        let step = self.steps.get(&running.kind)?;
+        let step = self.steps.get(&running.kind?)?;
         let lead = self.turnaround.mean()
             + self.planning.mean()
             + LEAST_MARGIN.max(step.mean().mul_f64(MARGIN_SHARE))
@@ -108,7 +117,7 @@ impl Pacing {
     }
 
     /// A plan that was begun at `begun` has just been sent.
-    pub(super) fn sent(&mut self, kind: StepKind, begun: Instant, now: Instant) {
+    pub(super) fn sent(&mut self, kind: Option<StepKind>, begun: Instant, now: Instant) {
         self.planning.add(now - begun);
         self.in_flight.push_back(Sent {
             kind,
@@ -118,36 +127,47 @@ impl Pacing {
         });
     }
 
-    /// The oldest plan's result is here.
+    /// The oldest plan's result is here. `None` if it was no step.
     pub(super) fn received(
         &mut self,
         step_time: Duration,
         next_plan_waiting: bool,
         now: Instant,
-    ) -> Option<StepKind> {
+    ) -> Option<Received> {
         let Sent {
             kind,
             at,
             to_idle,
-            start: _,
+            start,
         } = self.in_flight.pop_front()?;
         if to_idle {
             self.turnaround.add((now - at).saturating_sub(step_time));
         }
+        if let Some(next) = self.in_flight.front_mut() {
+            // Its step began when this one ended, which was before the result got here.
+            next.start = next.at.max(now - self.turnaround.mean());
+        }
+        let kind = kind?;
         self.steps
             .entry(kind)
             .and_modify(|estimate| estimate.add(step_time))
             .or_insert_with(|| Estimate::new(step_time));
-        if let Some(next) = self.in_flight.front_mut() {
-            // Its step began when this one ended, which was before the result got here.
-            next.start = next.at.max(now - self.turnaround.mean());
+        if !self.in_flight.is_empty() {
             self.slack = if next_plan_waiting {
                 self.slack.mul_f64(63.0 / 64.0)
             } else {
                 (self.slack * 2 + FIRST_SLACK).min(step_time)
             };
         }
-        Some(kind)
+        Some(Received {
+            kind,
+            elapsed: now - start,
+        })
+    }
+
+    /// The steps without a result.
+    pub(super) fn in_flight(&self) -> impl Iterator<Item = StepKind> {
+        self.in_flight.iter().filter_map(|sent| sent.kind)
     }
 }
 
@@ -163,7 +183,7 @@ mod tests {
 
     fn taught(depth: u32, start: Instant) -> Pacing {
         let mut pacing = Pacing::new(depth);
-        pacing.sent(KIND, start, start);
+        pacing.sent(Some(KIND), start, start);
         pacing.received(STEP, false, start + STEP);
         pacing
     }
@@ -173,7 +193,7 @@ mod tests {
         let now = Instant::now();
         let mut pacing = Pacing::new(2);
         assert_eq!(pacing.hold_until(now), None, "idle");
-        pacing.sent(KIND, now, now);
+        pacing.sent(Some(KIND), now, now);
         assert_eq!(pacing.hold_until(now), None, "unknown step");
     }
 
@@ -181,7 +201,7 @@ mod tests {
     fn a_plan_is_held_back_until_shortly_before_the_running_step_ends() {
         let now = Instant::now();
         let mut pacing = taught(2, now);
-        pacing.sent(KIND, now, now);
+        pacing.sent(Some(KIND), now, now);
         let at = pacing.hold_until(now).unwrap();
         // 15 % of the step, the timer's millisecond, and most of the first guess at the turnaround.
         let lead = now + STEP - at;
@@ -193,12 +213,24 @@ mod tests {
     }
 
     #[test]
+    fn a_plan_without_rows_teaches_nothing() {
+        let now = Instant::now();
+        let mut pacing = taught(2, now);
+        pacing.sent(None, now, now);
+        pacing.sent(Some(KIND), now, now);
+        assert_eq!(pacing.received(Duration::ZERO, false, now), None);
+        assert_eq!(pacing.slack, Duration::ZERO);
+        assert_eq!(pacing.steps.len(), 1);
+        assert_eq!(pacing.steps[&KIND].mean(), STEP);
+    }
+
+    #[test]
     fn a_deeper_pipeline_is_filled_first() {
         let now = Instant::now();
         let mut pacing = taught(3, now);
-        pacing.sent(KIND, now, now);
+        pacing.sent(Some(KIND), now, now);
         assert_eq!(pacing.hold_until(now), None);
-        pacing.sent(KIND, now, now);
+        pacing.sent(Some(KIND), now, now);
         assert!(pacing.hold_until(now).is_some());
     }
 
@@ -207,8 +239,8 @@ mod tests {
         let now = Instant::now();
         let mut pacing = taught(2, now);
         let mut lead_after = |waiting: bool| {
-            pacing.sent(KIND, now, now);
-            pacing.sent(KIND, now, now);
+            pacing.sent(Some(KIND), now, now);
+            pacing.sent(Some(KIND), now, now);
             pacing.received(STEP, waiting, now + STEP);
             let running = pacing.in_flight.front().unwrap().start;
             let lead = running + STEP - pacing.hold_until(now).unwrap();

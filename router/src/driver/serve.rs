@@ -1,12 +1,14 @@
 //! Runs one engine from ready to lost: commands in, plans out, results in, deliveries out. Sleeps without a timer while
 //! there is nothing to do.
 
+use std::time::Duration;
+
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use super::outbox::Outbox;
-use super::pacing::{Pacing, StepKind};
-use super::stats::{DriverStats, SharedStats};
+use super::pacing::{Pacing, Received, StepKind};
+use super::stats::{DriverStats, Samples, SharedStats, StepSample, StepTotals};
 use super::{Command, InjectedWork};
 use crate::engine::{Engine, EngineError};
 use crate::event::Failure;
@@ -39,6 +41,8 @@ pub(super) struct Serving<'a, E> {
     pub(super) outbox: &'a mut Outbox,
     pub(super) stats: &'a mut DriverStats,
     pub(super) shared_stats: &'a SharedStats,
+    /// Not published yet.
+    pub(super) samples: Samples,
     /// Origin of the scheduler's clock.
     pub(super) origin: Instant,
     pub(super) injected_work: InjectedWork,
@@ -51,6 +55,10 @@ impl<E: Engine> Serving<'_, E> {
             Ok(never) => match never {},
             Err(ended) => ended,
         };
+        let lost: Vec<StepKind> = self.pacing.in_flight().collect();
+        for kind in lost {
+            self.totals(kind.feeds).failed += 1;
+        }
         self.scheduler
             .fail_all(&Failure::EngineLost, &mut self.outbox.pending);
         self.publish();
@@ -92,12 +100,20 @@ impl<E: Engine> Serving<'_, E> {
             };
             self.injected_work.run().await;
             self.engine.submit(&plan)?;
+            let admitted = u32::try_from(plan.registrations.len()).unwrap_or(u32::MAX);
+            if admitted > 0 {
+                self.samples.batch_sizes.push(admitted);
+            }
             self.pacing.sent(self.kind_of(&plan), begun, Instant::now());
         }
         Ok(None)
     }
 
-    fn kind_of(&self, plan: &Plan) -> StepKind {
+    /// `None` for a plan that only frees seats: its result tells nothing about steps.
+    fn kind_of(&self, plan: &Plan) -> Option<StepKind> {
+        if plan.rows.is_empty() {
+            return None;
+        }
         let feeds = !plan.feed_ids.is_empty();
         let (sizes, count) = if feeds {
             let continued = plan.rows.len().saturating_sub(num_feed_rows(plan));
@@ -110,9 +126,17 @@ impl<E: Engine> Serving<'_, E> {
         };
         let count = u32::try_from(count).unwrap_or(u32::MAX);
         let padded = sizes.iter().copied().find(|&size| size >= count);
-        StepKind {
+        Some(StepKind {
             feeds,
             size: padded.unwrap_or(count),
+        })
+    }
+
+    fn totals(&mut self, feeds: bool) -> &mut StepTotals {
+        if feeds {
+            &mut self.stats.prefill
+        } else {
+            &mut self.stats.decode
         }
     }
 
@@ -120,17 +144,25 @@ impl<E: Engine> Serving<'_, E> {
         let now = Instant::now();
         self.scheduler
             .apply(result, now - self.origin, &mut self.outbox.pending)?;
-        let step_time = std::time::Duration::from_micros(result.step_us.into());
-        let kind = self
+        let step_time = Duration::from_micros(result.step_us.into());
+        let received = self
             .pacing
             .received(step_time, result.next_plan_waiting, now);
-        let feeds = kind.is_some_and(|kind| kind.feeds);
-        let totals = if feeds {
-            &mut self.stats.prefill
-        } else {
-            &mut self.stats.decode
+        let Some(Received {
+            kind: StepKind { feeds, size: _ },
+            elapsed,
+        }) = received
+        else {
+            return Ok(());
         };
-        totals.add(result.step_us, result.forward_us);
+        self.totals(feeds).add(result.step_us, result.forward_us);
+        let decode = now.elapsed();
+        self.samples.steps.push(StepSample {
+            feeds,
+            inference: elapsed + decode,
+            forward: Duration::from_micros(result.forward_us.into()),
+            decode,
+        });
         if !feeds && (self.scheduler.num_in_flight() > 0 || self.scheduler.has_work()) {
             self.stats.decode_steps_with_successor += 1;
             self.stats.decode_steps_with_successor_waiting += u64::from(result.next_plan_waiting);
@@ -147,15 +179,12 @@ impl<E: Engine> Serving<'_, E> {
             }
             Command::Cancel(id) => self.scheduler.cancel(id),
             Command::Finish(id) => self.scheduler.finish(id),
-            Command::FailAll(failure) => {
-                self.scheduler.fail_all(&failure, &mut self.outbox.pending)
-            }
         }
     }
 
     fn publish(&mut self) {
         self.stats.scheduler = self.scheduler.counters();
-        self.shared_stats.set(*self.stats);
+        self.shared_stats.set(*self.stats, &mut self.samples);
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the driver counts, for `/metrics`: plain copies behind a lock that is held for a copy only.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::scheduler::Counters;
@@ -9,6 +9,8 @@ use crate::scheduler::Counters;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StepTotals {
     pub steps: u64,
+    /// Sent to an engine that was lost before it answered.
+    pub failed: u64,
     /// On the device, from the start of a step to its end.
     pub step_time: Duration,
     /// Of that, in the model's forward pass.
@@ -39,16 +41,69 @@ pub struct DriverStats {
     pub engines_ready: u64,
 }
 
+/// One step, for histograms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepSample {
+    /// At least one row fed.
+    pub feeds: bool,
+    /// From the sending of the plan, or the end of the step before if that came later, until its result was handled.
+    pub inference: Duration,
+    /// Of that, in the model's forward pass.
+    pub forward: Duration,
+    /// Of that, from result to tokens and ends of requests.
+    pub decode: Duration,
+}
+
+/// What happened since somebody last looked.
+#[derive(Debug, Default)]
+pub struct Samples {
+    pub steps: Vec<StepSample>,
+    /// Requests that were admitted together, by one plan.
+    pub batch_sizes: Vec<u32>,
+}
+
+/// Samples of each kind that are kept while nobody takes them.
+const MAX_SAMPLES: usize = 1 << 16;
+
+impl Samples {
+    /// Moves all of `new` to the end, as far as there is room.
+    fn append(&mut self, new: &mut Self) {
+        fn fill<T>(kept: &mut Vec<T>, new: &mut Vec<T>) {
+            new.truncate(MAX_SAMPLES.saturating_sub(kept.len()));
+            kept.append(new);
+        }
+        fill(&mut self.steps, &mut new.steps);
+        fill(&mut self.batch_sizes, &mut new.batch_sizes);
+    }
+}
+
 /// A place for the latest stats.
 #[derive(Clone, Debug, Default)]
-pub struct SharedStats(Arc<Mutex<DriverStats>>);
+pub struct SharedStats(Arc<Mutex<Shared>>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    stats: DriverStats,
+    samples: Samples,
+}
 
 impl SharedStats {
     pub fn get(&self) -> DriverStats {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lock().stats
     }
 
-    pub(super) fn set(&self, stats: DriverStats) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = stats;
+    /// What was measured since the last call.
+    pub fn take_samples(&self) -> Samples {
+        std::mem::take(&mut self.lock().samples)
+    }
+
+    pub(crate) fn set(&self, stats: DriverStats, samples: &mut Samples) {
+        let mut shared = self.lock();
+        shared.stats = stats;
+        shared.samples.append(samples);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -27,6 +27,10 @@ use acks::Acks;
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
 /// Fixed windows, so that a large plan never waits for a window update.
 const WINDOW_BYTES: u32 = 8 << 20;
+/// For what a shard answers from memory. Long, because importing torch may keep its interpreter busy.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Between two messages of warm-up, which comes in phases: reading the weights is the longest.
+const PROGRESS_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 /// Plans are bounded by the depth; `Open` goes the same way.
 const STREAM_CAPACITY: usize = 8;
 
@@ -178,14 +182,15 @@ pub fn step_request(plan_id: u64, blob: bytes::Bytes) -> pb::StepRequest {
 async fn connect(rank: usize, socket: &Path) -> Result<ShardClient<Channel>, EngineError> {
     let path = socket.to_owned();
     // The authority is never used: the connector goes to the socket.
-    let channel = Endpoint::from_static("http://shard.invalid")
+    let endpoint = Endpoint::from_static("http://shard.invalid")
         .initial_stream_window_size(WINDOW_BYTES)
-        .initial_connection_window_size(WINDOW_BYTES)
-        .connect_with_connector(service_fn(move |_| {
-            let path = path.clone();
-            async move { UnixStream::connect(path).await.map(TokioIo::new) }
-        }))
-        .await
+        .initial_connection_window_size(WINDOW_BYTES);
+    let connecting = endpoint.connect_with_connector(service_fn(move |_| {
+        let path = path.clone();
+        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+    }));
+    let channel = answer(rank, "the connection", ANSWER_TIMEOUT, connecting)
+        .await?
         .map_err(|error| EngineError::Rank {
             rank,
             message: format!(
@@ -206,8 +211,9 @@ async fn common_info(clients: &mut [ShardClient<Channel>]) -> Result<EngineInfo,
         .iter_mut()
         .enumerate()
         .map(|(rank, client)| async move {
-            let answer = client.info(pb::InfoRequest {}).await;
-            let info = answer.map_err(|status| failed(rank, &status))?.into_inner();
+            let asking = client.info(pb::InfoRequest {});
+            let info = answer(rank, "Info", ANSWER_TIMEOUT, asking).await?;
+            let info = info.map_err(|status| failed(rank, &status))?.into_inner();
             wire::info_from_wire(info, rank, num_ranks)
         });
     let mut infos = try_join_all(asking).await?.into_iter();
@@ -229,13 +235,18 @@ async fn warm_up(
     client: &mut ShardClient<Channel>,
     mut progress: impl FnMut(Progress),
 ) -> Result<(), EngineError> {
-    let answer = client.warmup(pb::WarmupRequest {}).await;
-    let mut messages = answer.map_err(|status| failed(rank, &status))?.into_inner();
-    while let Some(message) = messages
-        .message()
-        .await
+    let asking = client.warmup(pb::WarmupRequest {});
+    let messages = answer(rank, "Warmup", ANSWER_TIMEOUT, asking).await?;
+    let mut messages = messages
+        .map_err(|status| failed(rank, &status))?
+        .into_inner();
+    // The first says how far it is, the others wait for progress.
+    let mut timeout = ANSWER_TIMEOUT;
+    while let Some(message) = answer(rank, "Warmup", timeout, messages.message())
+        .await?
         .map_err(|status| failed(rank, &status))?
     {
+        timeout = PROGRESS_TIMEOUT;
         progress(Progress {
             phase: message.phase,
             fraction: message.fraction,
@@ -264,11 +275,13 @@ async fn open_stream(
     plans
         .try_send(open)
         .expect("the channel is empty and its receiver is here");
-    let answer = client.step(ReceiverStream::new(requests)).await;
-    let mut responses = answer.map_err(|status| failed(rank, &status))?.into_inner();
-    let first = responses
-        .message()
-        .await
+    let opening = client.step(ReceiverStream::new(requests));
+    let responses = answer(rank, "Open", ANSWER_TIMEOUT, opening).await?;
+    let mut responses = responses
+        .map_err(|status| failed(rank, &status))?
+        .into_inner();
+    let first = answer(rank, "Open", ANSWER_TIMEOUT, responses.message())
+        .await?
         .map_err(|status| failed(rank, &status))?;
     match first.and_then(|message| message.body) {
         Some(pb::step_response::Body::Opened(opened)) if opened.epoch == epoch => {
@@ -279,6 +292,20 @@ async fn open_stream(
             message: format!("answered Open of epoch {epoch} with {other:?}"),
         }),
     }
+}
+
+/// What a rank answers, if it does so in time.
+async fn answer<T>(
+    rank: usize,
+    what: &str,
+    timeout: Duration,
+    answer: impl Future<Output = T>,
+) -> Result<T, EngineError> {
+    let answer = tokio::time::timeout(timeout, answer).await;
+    answer.map_err(|_| EngineError::Rank {
+        rank,
+        message: format!("no answer to {what} within {} s", timeout.as_secs()),
+    })
 }
 
 fn failed(rank: usize, status: &tonic::Status) -> EngineError {

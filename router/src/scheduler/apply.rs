@@ -116,9 +116,8 @@ impl Scheduler {
                         self.take_token(planned.seat, token, now, out);
                     }
                 }
-                RowStatus::Nan | RowStatus::BadInput => {
-                    self.fail(planned.seat, Failure::BadLogits(row.status.name()), out);
-                }
+                RowStatus::Nan => self.fail(planned.seat, Failure::BadLogits, out),
+                RowStatus::BadInput => self.fail(planned.seat, Failure::BadInput, out),
                 RowStatus::OutOfMemory => self.fail(planned.seat, Failure::OutOfMemory, out),
                 RowStatus::Overrun | RowStatus::Dead => {
                     return Err(ProtocolError::Status {

@@ -95,6 +95,15 @@ impl Limits {
         self.mixed_sizes.last().copied().unwrap_or(0)
     }
 
+    /// Tokens that the KV cache holds, in the group that holds fewest.
+    pub(super) fn total_tokens(&self) -> u64 {
+        let groups = self.groups.iter();
+        let tokens = groups
+            .map(|group| u64::from(group.tokens_per_block) * u64::from(group.num_blocks))
+            .min();
+        tokens.unwrap_or(0)
+    }
+
     /// Whether a request could run if it were alone.
     pub fn check(&self, max_len: usize, wants_lane: bool) -> Result<(), Misfit> {
         for group in &self.groups {

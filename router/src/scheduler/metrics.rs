@@ -1,9 +1,6 @@
 //! What the scheduler counts, in one plain struct; the driver publishes copies of it.
 
-/// Buckets of [`Counters::batch_sizes`]: at most 1, 2, 4, ... 512 rows, and more.
-pub const BATCH_SIZE_BUCKETS: usize = 11;
-
-/// Gauges as of now, and totals since the engine became ready.
+/// Gauges as of now, and totals since the process started: they are carried over from engine to engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Gauge: requests that wait for their first row.
@@ -12,6 +9,8 @@ pub struct Counters {
     pub running: u64,
     /// Gauge: positions that the running requests may still reach, prompt included.
     pub running_max_tokens: u64,
+    /// Gauge: tokens that the KV cache holds, in the group that holds fewest.
+    pub tokens_total: u64,
     /// Gauge: blocks of all KV groups, without the scratch blocks.
     pub blocks_total: u64,
     /// Gauge: blocks that running requests refer to.
@@ -30,23 +29,12 @@ pub struct Counters {
     pub decode_steps: u64,
     /// Rows in plans.
     pub rows: u64,
-    /// Plans by their number of rows.
-    pub batch_sizes: [u64; BATCH_SIZE_BUCKETS],
+    /// Plans that admit requests beside others that run.
+    pub joins: u64,
     /// Requests that ended by length, stop id or stop string.
     pub finished: u64,
     /// Requests that ended with a failure.
     pub failed: u64,
     /// Requests whose client went away.
     pub cancelled: u64,
-}
-
-impl Counters {
-    pub(super) fn count_batch(&mut self, num_rows: usize) {
-        if num_rows == 0 {
-            return;
-        }
-        self.rows += num_rows as u64;
-        let bucket = num_rows.next_power_of_two().trailing_zeros() as usize;
-        self.batch_sizes[bucket.min(BATCH_SIZE_BUCKETS - 1)] += 1;
-    }
 }

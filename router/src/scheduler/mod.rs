@@ -21,7 +21,7 @@ use std::time::Duration;
 
 pub use apply::ProtocolError;
 pub use limits::{GroupLimits, Limits, LimitsError, Misfit};
-pub use metrics::{BATCH_SIZE_BUCKETS, Counters};
+pub use metrics::Counters;
 
 use crate::event::{Delivery, Failure, Output};
 use crate::request::{LogprobParams, Request, RequestId};
@@ -94,9 +94,13 @@ impl Scheduler {
     /// engine may have been replaced by a smaller one since.
     pub fn submit(&mut self, request: Request, now: Duration, out: &mut Vec<Delivery>) {
         let wants_lane = request.sampling.needs_penalty_lane();
-        if self.limits.check(request.max_len(), wants_lane).is_err() {
+        if let Err(misfit) = self.limits.check(request.max_len(), wants_lane) {
+            let failure = match misfit {
+                Misfit::TooLong { need: _, have: _ } => Failure::TooLong,
+                Misfit::NoPenaltyLanes => Failure::NoPenalties,
+            };
             self.counters.failed += 1;
-            out.push(failed(request.id, Failure::OutOfMemory));
+            out.push(failed(request.id, failure));
             return;
         }
         self.queue.push(request, now);
@@ -166,6 +170,7 @@ impl Scheduler {
             queued: self.queue.len() as u64,
             running: self.running.len() as u64,
             running_max_tokens: self.running_max_tokens,
+            tokens_total: self.limits.total_tokens(),
             blocks_total: self.pools.iter().map(|pool| pool.total() as u64).sum(),
             blocks_used: self.pools.iter().map(|pool| pool.used() as u64).sum(),
             blocks_cached: 0,

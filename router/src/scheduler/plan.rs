@@ -4,14 +4,20 @@
 use std::time::Duration;
 
 use super::limits::positions_written;
-use super::sequence::{Phase, Sequence};
+use super::sequence::{Phase, Sequence, list_entries};
 use super::step::{Append, Extent, Plan, Registration, Row, Rows};
 use super::{InFlight, PlannedRow, Scheduler};
+
+/// Most list entries (ids, biases) that the registrations of one plan hold together, unless it is a single one. A plan
+/// is one message, and an entry takes at most two words.
+const MAX_LIST_ENTRIES: usize = 4 << 20;
 
 /// A plan in the making.
 #[derive(Default)]
 struct Draft {
     registrations: Vec<Registration>,
+    /// In the lists of the registrations.
+    list_entries: usize,
     appends: Vec<Append>,
     rows: Vec<Row>,
     feed_ids: Vec<u32>,
@@ -103,10 +109,18 @@ impl Scheduler {
             .count()
             .max(draft.rows.len());
         while draft.num_fed() < prompt_tokens && active < self.limits.max_rows as usize {
+            let Some(entries) = self.queue.front().map(|next| list_entries(&next.request)) else {
+                return;
+            };
+            let fits = draft.list_entries + entries <= MAX_LIST_ENTRIES;
+            if !fits && !draft.registrations.is_empty() {
+                return;
+            }
             let Some(seat) = self.admit_front(now) else {
                 return;
             };
             active += 1;
+            draft.list_entries += entries;
             let sequence = self.running.at(seat);
             draft.registrations.push(sequence.registration());
             let count = sequence.prompt_len().min(prompt_tokens - draft.num_fed());
@@ -179,6 +193,7 @@ impl Scheduler {
     fn seal(&mut self, draft: Draft) -> Plan {
         let Draft {
             registrations,
+            list_entries: _,
             appends,
             rows,
             feed_ids,
@@ -187,7 +202,9 @@ impl Scheduler {
         self.last_plan_id += 1;
         let id = self.last_plan_id;
         let feeds = !feed_ids.is_empty();
-        self.counters.count_batch(rows.len());
+        self.counters.rows += rows.len() as u64;
+        let joins = !registrations.is_empty() && self.running.len() > registrations.len();
+        self.counters.joins += u64::from(joins);
         self.counters.prompt_tokens += feed_ids.len() as u64;
         if feeds {
             self.counters.prefill_steps += 1;

@@ -81,6 +81,21 @@ impl Sequence {
     }
 }
 
+/// Entries in the lists of the request's registration.
+pub(super) fn list_entries(request: &Request) -> usize {
+    let sampling = &request.sampling;
+    let history = if sampling.needs_penalty_lane() {
+        request.prompt_ids.len()
+    } else {
+        0
+    };
+    let min_length = match sampling.min_new_tokens {
+        0 => 0,
+        _ => request.stop_ids.len(),
+    };
+    history + min_length + sampling.logit_bias.len()
+}
+
 /// Everything that runs, by seat, by request, and in order of admission.
 #[derive(Debug)]
 pub(super) struct Running {

@@ -10,7 +10,7 @@ use prost::Message;
 use super::step::{RowStatus, Rows};
 use super::{GroupLimits, Limits, Scheduler};
 use crate::engine::blob;
-use crate::engine::grpc::step_request;
+use crate::engine::grpc::{MAX_MESSAGE_BYTES, step_request};
 use world::{Op, World, request};
 
 fn op() -> impl Strategy<Value = Op> {
@@ -129,4 +129,26 @@ fn decode_rows_go_on_beside_a_long_prompt() {
     }
     // 502 beside ten rows fill 512; the rest is cut so that padding is saved.
     assert_eq!(chunks, [502, 502, 502, 502, 502, 490]);
+}
+
+#[test]
+fn registrations_that_do_not_fit_one_message_come_in_several_plans() {
+    let mut scheduler = roomy();
+    let mut out = Vec::new();
+    let many: std::sync::Arc<[u32]> = vec![1; 1 << 20].into();
+    for id in 0..20 {
+        let mut request = request(id, 3, 2);
+        request.sampling.min_new_tokens = 1;
+        request.stop_ids = std::sync::Arc::clone(&many);
+        scheduler.submit(request, std::time::Duration::ZERO, &mut out);
+    }
+    let mut admitted = 0;
+    while admitted < 20 {
+        scheduler.in_flight.clear();
+        let plan = scheduler.plan(std::time::Duration::ZERO).unwrap();
+        assert!(!plan.registrations.is_empty());
+        admitted += plan.registrations.len();
+        let size = step_request(plan.id, blob::encode(&plan)).encoded_len();
+        assert!(size <= MAX_MESSAGE_BYTES, "{size} bytes");
+    }
 }

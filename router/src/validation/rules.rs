@@ -1,6 +1,13 @@
 //! One rule per field. Each gives the value in its final form, or an error with field, limit and value.
 
+use std::collections::HashSet;
+
 use super::{FieldNames, Result, ValidationError};
+
+/// Counts travel as signed words.
+const MAX_COUNT: u32 = i32::MAX as u32;
+/// They travel in one registration, and the shard adds them to the logits one by one.
+const MAX_LOGIT_BIAS: usize = 1024;
 
 /// A number that the shard can hold. JSON knows no NaN, but 1e39 is infinite there.
 #[expect(
@@ -19,11 +26,21 @@ fn to_f32(field: &str, value: f64) -> Result<f32> {
 
 pub(super) fn above_zero(field: &str, value: Option<f64>) -> Result<Option<f32>> {
     let Some(value) = value else { return Ok(None) };
-    let narrow = to_f32(field, value)?;
+    let narrow = normal(field, to_f32(field, value)?, value)?;
     if narrow > 0.0 {
         return Ok(Some(narrow));
     }
     let message = format!("`{field}` must be strictly positive (> 0). Given: {value}");
+    Err(ValidationError::new(field, message))
+}
+
+/// What is above zero must be so on the shard too, where a processor may take a subnormal number for zero.
+fn normal(field: &str, narrow: f32, value: f64) -> Result<f32> {
+    if value <= 0.0 || narrow >= f32::MIN_POSITIVE {
+        return Ok(narrow);
+    }
+    let limit = f32::MIN_POSITIVE;
+    let message = format!("`{field}` must be >= {limit:e}. Given: {value:e}");
     Err(ValidationError::new(field, message))
 }
 
@@ -38,7 +55,7 @@ pub(super) fn penalty(field: &str, value: Option<f64>) -> Result<f32> {
 
 pub(super) fn share(field: &str, value: Option<f64>) -> Result<Option<f32>> {
     let Some(value) = value else { return Ok(None) };
-    let narrow = to_f32(field, value)?;
+    let narrow = normal(field, to_f32(field, value)?, value)?;
     if narrow > 0.0 && value <= 1.0 {
         return Ok(Some(narrow));
     }
@@ -58,12 +75,10 @@ pub(super) fn min_p(value: Option<f64>) -> Result<Option<f32>> {
 
 pub(super) fn count(field: &str, value: Option<i64>) -> Result<Option<u32>> {
     let Some(value) = value else { return Ok(None) };
-    let message = if value < 1 {
-        format!("`{field}` must be strictly positive (>= 1). Given: {value}")
-    } else if let Ok(value) = u32::try_from(value) {
-        return Ok(Some(value));
-    } else {
-        format!("`{field}` must be <= {}. Given: {value}", u32::MAX)
+    let message = match u32::try_from(value) {
+        Ok(count @ 1..=MAX_COUNT) => return Ok(Some(count)),
+        _ if value < 1 => format!("`{field}` must be strictly positive (>= 1). Given: {value}"),
+        _ => format!("`{field}` must be <= {MAX_COUNT}. Given: {value}"),
     };
     Err(ValidationError::new(field, message))
 }
@@ -75,7 +90,7 @@ pub(super) fn min_new_tokens(
 ) -> Result<u32> {
     let field = names.min_new_tokens;
     let value = value.unwrap_or(0);
-    let cap = max_new_tokens.unwrap_or(u32::MAX);
+    let cap = max_new_tokens.unwrap_or(MAX_COUNT);
     match u32::try_from(value) {
         Ok(min) if min <= cap => Ok(min),
         _ => {
@@ -125,20 +140,31 @@ pub(super) fn top_n_tokens(field: &str, value: Option<i64>, cap: u32) -> Result<
     }
 }
 
-/// Keys are token ids as strings, as OpenAI has them.
+/// Keys are token ids as strings, as OpenAI has them, and each id is written in one way only.
 pub(super) fn logit_bias(bias: Vec<(String, f64)>, vocab_size: usize) -> Result<Vec<(u32, f32)>> {
+    let field = "logit_bias";
+    if bias.len() > MAX_LOGIT_BIAS {
+        let given = bias.len();
+        let message = format!("`{field}` must have <= {MAX_LOGIT_BIAS} entries. Given: {given}");
+        return Err(ValidationError::new(field, message));
+    }
+    let mut seen = HashSet::with_capacity(bias.len());
     bias.into_iter()
         .map(|(key, value)| {
-            let field = "logit_bias";
             let id = key
                 .parse::<u32>()
                 .ok()
-                .filter(|&id| (id as usize) < vocab_size);
+                .filter(|&id| (id as usize) < vocab_size && id.to_string() == key);
             let Some(id) = id else {
                 let message =
                     format!("`{field}` keys must be token ids < {vocab_size}. Given: {key:?}");
                 return Err(ValidationError::new(field, message));
             };
+            if !seen.insert(id) {
+                let message =
+                    format!("`{field}` must name each token id once. Given: {key:?} twice");
+                return Err(ValidationError::new(field, message));
+            }
             if !(-100.0..=100.0).contains(&value) {
                 let message =
                     format!("`{field}` values must be >= -100 and <= 100. Given: {value}");

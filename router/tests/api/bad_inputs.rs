@@ -136,8 +136,11 @@ async fn parameters_at_their_limits() {
         json!({"temperature": 0}),
         json!({"temperature": 0.01}),
         json!({"temperature": 1e39}),
+        json!({"temperature": 1e-40}),
+        json!({"temperature": 1.2e-38}),
         json!({"repetition_penalty": 0}),
         json!({"repetition_penalty": 0.1}),
+        json!({"repetition_penalty": 1e-40}),
         json!({"frequency_penalty": -2.01}),
         json!({"frequency_penalty": -2}),
         json!({"frequency_penalty": 2}),
@@ -145,10 +148,12 @@ async fn parameters_at_their_limits() {
         json!({"presence_penalty": 2.01}),
         json!({"top_p": 0}),
         json!({"top_p": 0.1}),
+        json!({"top_p": 1e-40}),
         json!({"top_p": 1}),
         json!({"top_p": 1.01}),
         json!({"typical_p": 0}),
         json!({"typical_p": 1}),
+        json!({"typical_p": 1e-40}),
         json!({"typical_p": 1.01}),
         json!({"min_p": -0.1}),
         json!({"min_p": 0}),
@@ -156,6 +161,8 @@ async fn parameters_at_their_limits() {
         json!({"top_k": -1}),
         json!({"top_k": 0}),
         json!({"top_k": 1}),
+        json!({"top_k": 2_147_483_647}),
+        json!({"top_k": 3_000_000_000_u32}),
         json!({"max_new_tokens": -1}),
         json!({"max_new_tokens": 0}),
         json!({"max_new_tokens": 77}),
@@ -165,6 +172,7 @@ async fn parameters_at_their_limits() {
         json!({"min_new_tokens": -1}),
         json!({"min_new_tokens": 1}),
         json!({"min_new_tokens": 2}),
+        json!({"min_new_tokens": 3_000_000_000_u32, "max_new_tokens": null}),
         json!({"stop": ["a", "b"]}),
         json!({"stop": ["a", "b", "c"]}),
         json!({"stop": [""]}),
@@ -179,6 +187,8 @@ async fn parameters_at_their_limits() {
         json!({"logit_bias": {"45": 1}}),
         json!({"logit_bias": {"46": 1}}),
         json!({"logit_bias": {"a": 1}}),
+        json!({"logit_bias": {"1": 1, "+1": 1}}),
+        json!({"logit_bias": {"01": 1}}),
         json!({"logit_bias": {"1": 100}}),
         json!({"logit_bias": {"1": 101}}),
         json!({"best_of": 1}),
@@ -193,8 +203,11 @@ async fn parameters_at_their_limits() {
 {"temperature":0} => 422 {"error":"Input validation error: `temperature` must be strictly positive (> 0). Given: 0","error_type":"validation"}
 {"temperature":0.01} => 200
 {"temperature":1e+39} => 422 {"error":"Input validation error: `temperature` must be finite and at most 3.4028235e38. Given: 1e39","error_type":"validation"}
+{"temperature":1e-40} => 422 {"error":"Input validation error: `temperature` must be >= 1.1754944e-38. Given: 1e-40","error_type":"validation"}
+{"temperature":1.2e-38} => 200
 {"repetition_penalty":0} => 422 {"error":"Input validation error: `repetition_penalty` must be strictly positive (> 0). Given: 0","error_type":"validation"}
 {"repetition_penalty":0.1} => 200
+{"repetition_penalty":1e-40} => 422 {"error":"Input validation error: `repetition_penalty` must be >= 1.1754944e-38. Given: 1e-40","error_type":"validation"}
 {"frequency_penalty":-2.01} => 422 {"error":"Input validation error: `frequency_penalty` must be >= -2.0 and <= 2.0. Given: -2.01","error_type":"validation"}
 {"frequency_penalty":-2} => 200
 {"frequency_penalty":2} => 200
@@ -202,10 +215,12 @@ async fn parameters_at_their_limits() {
 {"presence_penalty":2.01} => 422 {"error":"Input validation error: `presence_penalty` must be >= -2.0 and <= 2.0. Given: 2.01","error_type":"validation"}
 {"top_p":0} => 422 {"error":"Input validation error: `top_p` must be > 0.0 and <= 1.0. Given: 0","error_type":"validation"}
 {"top_p":0.1} => 200
+{"top_p":1e-40} => 422 {"error":"Input validation error: `top_p` must be >= 1.1754944e-38. Given: 1e-40","error_type":"validation"}
 {"top_p":1} => 200
 {"top_p":1.01} => 422 {"error":"Input validation error: `top_p` must be > 0.0 and <= 1.0. Given: 1.01","error_type":"validation"}
 {"typical_p":0} => 422 {"error":"Input validation error: `typical_p` must be > 0.0 and <= 1.0. Given: 0","error_type":"validation"}
 {"typical_p":1} => 200
+{"typical_p":1e-40} => 422 {"error":"Input validation error: `typical_p` must be >= 1.1754944e-38. Given: 1e-40","error_type":"validation"}
 {"typical_p":1.01} => 422 {"error":"Input validation error: `typical_p` must be > 0.0 and <= 1.0. Given: 1.01","error_type":"validation"}
 {"min_p":-0.1} => 422 {"error":"Input validation error: `min_p` must be >= 0.0 and < 1.0. Given: -0.1","error_type":"validation"}
 {"min_p":0} => 200
@@ -213,15 +228,18 @@ async fn parameters_at_their_limits() {
 {"top_k":-1} => 422 {"error":"Input validation error: `top_k` must be strictly positive (>= 1). Given: -1","error_type":"validation"}
 {"top_k":0} => 422 {"error":"Input validation error: `top_k` must be strictly positive (>= 1). Given: 0","error_type":"validation"}
 {"top_k":1} => 200
+{"top_k":2147483647} => 200
+{"top_k":3000000000} => 422 {"error":"Input validation error: `top_k` must be <= 2147483647. Given: 3000000000","error_type":"validation"}
 {"max_new_tokens":-1} => 422 {"error":"Input validation error: `max_new_tokens` must be strictly positive (>= 1). Given: -1","error_type":"validation"}
 {"max_new_tokens":0} => 422 {"error":"Input validation error: `max_new_tokens` must be strictly positive (>= 1). Given: 0","error_type":"validation"}
 {"max_new_tokens":77} => 200
 {"max_new_tokens":78} => 200
 {"max_new_tokens":79} => 422 {"error":"Input validation error: `inputs` tokens + `max_new_tokens` must be <= 80. Given: 2 `inputs` tokens and 79 `max_new_tokens`","error_type":"validation"}
-{"max_new_tokens":4294967296} => 422 {"error":"Input validation error: `max_new_tokens` must be <= 4294967295. Given: 4294967296","error_type":"validation"}
+{"max_new_tokens":4294967296} => 422 {"error":"Input validation error: `max_new_tokens` must be <= 2147483647. Given: 4294967296","error_type":"validation"}
 {"min_new_tokens":-1} => 422 {"error":"Input validation error: `min_new_tokens` must be >= 0 and <= 1 (`max_new_tokens`). Given: -1","error_type":"validation"}
 {"min_new_tokens":1} => 200
 {"min_new_tokens":2} => 422 {"error":"Input validation error: `min_new_tokens` must be >= 0 and <= 1 (`max_new_tokens`). Given: 2","error_type":"validation"}
+{"min_new_tokens":3000000000,"max_new_tokens":null} => 422 {"error":"Input validation error: `min_new_tokens` must be >= 0 and <= 2147483647 (`max_new_tokens`). Given: 3000000000","error_type":"validation"}
 {"stop":["a","b"]} => 200
 {"stop":["a","b","c"]} => 422 {"error":"Input validation error: `stop` supports up to 2 stop sequences. Given: 3","error_type":"validation"}
 {"stop":[""]} => 422 {"error":"Input validation error: `stop` sequences must have at least 1 character. Given: \"\"","error_type":"validation"}
@@ -236,6 +254,8 @@ async fn parameters_at_their_limits() {
 {"logit_bias":{"45":1}} => 200
 {"logit_bias":{"46":1}} => 422 {"error":"Input validation error: `logit_bias` keys must be token ids < 46. Given: \"46\"","error_type":"validation"}
 {"logit_bias":{"a":1}} => 422 {"error":"Input validation error: `logit_bias` keys must be token ids < 46. Given: \"a\"","error_type":"validation"}
+{"logit_bias":{"1":1,"+1":1}} => 422 {"error":"Input validation error: `logit_bias` keys must be token ids < 46. Given: \"+1\"","error_type":"validation"}
+{"logit_bias":{"01":1}} => 422 {"error":"Input validation error: `logit_bias` keys must be token ids < 46. Given: \"01\"","error_type":"validation"}
 {"logit_bias":{"1":100}} => 200
 {"logit_bias":{"1":101}} => 422 {"error":"Input validation error: `logit_bias` values must be >= -100 and <= 100. Given: 101","error_type":"validation"}
 {"best_of":1} => 200

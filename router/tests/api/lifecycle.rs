@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use axum::http::StatusCode;
+use penstock_router::engine::fake::{FakeConnector, FakeEngine};
+use penstock_router::engine::{Connector, EngineError};
+use penstock_router::server;
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 use crate::world::World;
 
@@ -145,6 +149,12 @@ async fn streams_of_a_lost_engine_end_with_an_error() {
             .await,
         4.0
     );
+    assert!(
+        world
+            .metric("tgi_batch_inference_failure{method=\"decode\"}")
+            .await
+            >= 1.0
+    );
 }
 
 #[tokio::test]
@@ -186,11 +196,74 @@ async fn metrics_tell_what_happened() {
         ("penstock_time_to_first_token_duration_count", 1.0),
         ("penstock_inter_token_duration_count", 4.0),
         ("tgi_batch_inference_count{method=\"prefill\"}", 1.0),
+        (
+            "tgi_batch_inference_duration_count{method=\"prefill\"}",
+            1.0,
+        ),
+        ("tgi_batch_inference_duration_count{method=\"decode\"}", 4.0),
+        ("tgi_batch_forward_duration_count{method=\"decode\"}", 4.0),
+        ("tgi_batch_decode_duration_count{method=\"decode\"}", 4.0),
+        ("tgi_batch_max_total_tokens", 32768.0),
         ("tgi_queue_size", 0.0),
         ("penstock_engines_ready_total", 1.0),
     ] {
         assert_eq!(world.metric(name).await, expected, "{name}");
     }
-    assert!(world.metric("tgi_batch_next_size_count").await >= 5.0);
+    // One batch was formed; the steps that continue it form none.
+    assert_eq!(world.metric("tgi_batch_next_size_count").await, 1.0);
+    assert_eq!(world.metric("tgi_batch_next_size_sum").await, 1.0);
     assert_eq!(world.metric("penstock_kv_blocks_total").await, 2048.0);
+}
+
+/// Panics, and the driver with it, when a second engine is wanted.
+struct PanicsOnce {
+    fake: FakeConnector,
+    connected: bool,
+}
+
+impl Connector for PanicsOnce {
+    type Engine = FakeEngine;
+
+    async fn connect(&mut self, epoch: u64) -> Result<FakeEngine, EngineError> {
+        assert!(!self.connected, "told to panic here");
+        let engine = self.fake.connect(epoch).await?;
+        self.connected = true;
+        Ok(engine)
+    }
+}
+
+async fn world_without_driver() -> World {
+    let wrap = |fake| PanicsOnce {
+        fake,
+        connected: false,
+    };
+    let world = World::over(|options| options.step_time = STEP, wrap).await;
+    world.engine.set_alive(false);
+    world
+}
+
+#[tokio::test]
+async fn without_its_driver_a_server_is_not_ready() {
+    let world = world_without_driver().await;
+    // Once the status of the lost engine has passed.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let health = world.get("/health").await;
+    insta::assert_snapshot!(health.show(), @r#"
+503
+{"error":"the server has lost its engine for good and is about to end","error_type":"healthcheck"}
+"#);
+    assert_eq!(world.post("/generate", long("/generate")).await.status, 503);
+}
+
+#[tokio::test]
+async fn serving_ends_with_an_error_when_the_driver_is_gone() {
+    let world = world_without_driver().await;
+    let listener = server::bind("127.0.0.1", 0).await.unwrap();
+    let serving = world.router.serve(listener, STEP, CancellationToken::new());
+    let outcome = tokio::time::timeout(Duration::from_secs(60), serving).await;
+    let error = outcome.expect("it does not go on without").unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the driver's thread has ended unexpectedly"
+    );
 }

@@ -9,6 +9,7 @@ use clap::Parser;
 use http_body_util::BodyExt;
 use penstock_router::Router;
 use penstock_router::config::{LimitsConfig, RouterConfig};
+use penstock_router::engine::Connector;
 use penstock_router::engine::fake::{FakeConfig, FakeConnector, FakeSwitch};
 use penstock_router::model::Model;
 use serde_json::{Value, json};
@@ -50,6 +51,14 @@ impl World {
 
     /// A world that is ready, unless its engine is not alive.
     pub(crate) async fn with(change: impl FnOnce(&mut Options)) -> Self {
+        Self::over(change, |fake| fake).await
+    }
+
+    /// A world whose engines come from what `wrap` makes of the fake's connector.
+    pub(crate) async fn over<C: Connector + Send + 'static>(
+        change: impl FnOnce(&mut Options),
+        wrap: impl FnOnce(FakeConnector) -> C,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         write_model(folder.path());
         let mut config = config(folder.path());
@@ -76,7 +85,7 @@ impl World {
         engine.set_alive(options.alive);
         config.limits = options.limits;
         let model = Model::load(folder.path(), Some("org/tiny".to_owned())).unwrap();
-        let router = Router::start(&config, model, connector).unwrap();
+        let router = Router::start(&config, model, wrap(connector)).unwrap();
         let world = Self {
             routes: router.routes(),
             router,

@@ -53,7 +53,7 @@ async fn a_nan_row_fails_alone() {
     for id in 0..32 {
         let answer = &answers[&RequestId(id.into())];
         if id == 7 {
-            assert_eq!(answer.end, Some(Err(Failure::BadLogits("NAN"))));
+            assert_eq!(answer.end, Some(Err(Failure::BadLogits)));
         } else {
             assert_eq!(answer.ids, expected(id, 40, 20));
         }
@@ -200,4 +200,26 @@ async fn work_on_the_next_plan_hides_behind_the_running_step() {
     assert!(one <= 0.80, "depth 1: {one}");
     assert!(two >= 0.95, "depth 2: {two}");
     assert!(three >= 0.95, "depth 3: {three}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn plans_without_rows_are_no_steps() {
+    let mut fake = FakeConfig {
+        step_time: Duration::from_millis(10),
+        ..FakeConfig::default()
+    };
+    fake.info.num_seats = 1;
+    let (mut handle, mut deliveries, _switch) = start(config(2), fake);
+    ready(&mut handle).await;
+    // Each but the first waits until a plan of its own has told the shard that the seat is free.
+    for id in 0..5 {
+        submit(&handle, request(id, 20, 5)).await;
+    }
+    collect(&mut deliveries, 5).await;
+    let stats = handle.stats.get();
+    assert_eq!(
+        (stats.prefill.steps, stats.decode.steps),
+        (stats.scheduler.prefill_steps, stats.scheduler.decode_steps)
+    );
+    assert_eq!(stats.prefill.steps, 5);
 }

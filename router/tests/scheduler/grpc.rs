@@ -5,6 +5,7 @@ use std::process::{Child, Command as Process, Stdio};
 use std::time::{Duration, Instant};
 
 use penstock_router::driver::{DriverHandle, EngineStatus, spawn};
+use penstock_router::engine::Connector;
 use penstock_router::engine::fake::{FakeConfig, Faults, serve};
 use penstock_router::engine::grpc::GrpcConnector;
 use penstock_router::event::{Delivery, Failure, FinishReason};
@@ -160,4 +161,16 @@ async fn a_killed_shard_fails_everybody_and_a_new_process_serves() {
     assert_eq!(answers[&RequestId(9)].ids, expected(9, 10, 20));
     shard.kill().unwrap();
     shard.wait().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shard_that_says_nothing_is_given_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("mute.sock");
+    let _listener = tokio::net::UnixListener::bind(&socket).unwrap();
+    let mut connector = GrpcConnector::new(vec![socket]);
+    let minutes = Duration::from_secs(300);
+    let attempt = tokio::time::timeout(minutes, connector.connect(1)).await;
+    let error = attempt.expect("it does not wait for ever").unwrap_err();
+    assert_eq!(error.to_string(), "rank 0: no answer to Info within 30 s");
 }

@@ -76,6 +76,7 @@ pub fn decode(plan_id: u64, blob: &[u8]) -> Result<Plan, BlobError> {
     };
     let mut reader = Reader { words };
     let header: [u32; HEADER_WORDS] = reader.array("header")?;
+    int32("header word", &header)?;
     let [
         version,
         flags,
@@ -120,7 +121,9 @@ pub fn decode(plan_id: u64, blob: &[u8]) -> Result<Plan, BlobError> {
     )?;
     let mut appends = Vec::new();
     for _ in 0..num_appends {
-        let [seat, group, index, block] = reader.array("appends")?;
+        let append = reader.array("appends")?;
+        int32("append", &append)?;
+        let [seat, group, index, block] = append;
         appends.push(Append {
             seat,
             group,
@@ -175,7 +178,7 @@ fn rows(reader: &mut Reader<'_>, num_rows: u32, num_feed_rows: u32) -> Result<Ve
     let mut num_extents = 0;
     for extent in feeds {
         let [start, count] = reader.array("extents")?;
-        if count == 0 || start.checked_add(count).is_none() {
+        if count == 0 || int32("", &[start, count]).is_err() {
             return Err(out_of_range("extent", &format_args!("{start}, {count}")));
         }
         *extent = Extent { start, count };
@@ -237,6 +240,26 @@ fn registration(reader: &mut Reader<'_>) -> Result<Registration, BlobError> {
     if !asks && num_top != 0 {
         return Err(out_of_range("num_top_logprobs without LOGPROBS,", &num_top));
     }
+    let counts = [
+        ("prompt_len", prompt_len),
+        ("max_len", max_len),
+        ("fork index", fork),
+        ("top_k", top_k),
+        ("num_top_logprobs", num_top),
+        ("min_new_tokens", min_new_tokens),
+        ("num_bias", num_bias),
+        ("num_banned", num_banned),
+        ("num_min_length_ids", num_min_length_ids),
+        ("num_history", num_history),
+    ];
+    for (what, count) in counts {
+        int32(what, &[count])?;
+    }
+    if lane != NO_LANE {
+        int32("penalty_lane", &[lane])?;
+    } else if num_history > 0 {
+        return Err(out_of_range("num_history without a lane,", &num_history));
+    }
     if num_generated > num_history || prompt_len == 0 || max_len <= prompt_len {
         return Err(out_of_range(
             "lengths (prompt, limit, history, generated)",
@@ -246,6 +269,7 @@ fn registration(reader: &mut Reader<'_>) -> Result<Registration, BlobError> {
     let mut logit_bias = Vec::new();
     for _ in 0..num_bias {
         let [id, bias] = reader.array("logit biases")?;
+        int32("bias id", &[id])?;
         logit_bias.push((id, finite("logit bias", bias)?));
     }
     let sampling = SamplingParams {
@@ -277,13 +301,17 @@ fn registration(reader: &mut Reader<'_>) -> Result<Registration, BlobError> {
             raw: flags & RAW_LOGPROBS != 0,
             num_top,
         }),
-        banned_ids: reader.words("banned ids", num_banned as usize)?.collect(),
-        min_length_ids: reader
-            .words("min-length ids", num_min_length_ids as usize)?
-            .collect(),
-        history_ids: reader.words("history ids", num_history as usize)?.collect(),
+        banned_ids: ids(reader, "banned ids", num_banned)?,
+        min_length_ids: ids(reader, "min-length ids", num_min_length_ids)?,
+        history_ids: ids(reader, "history ids", num_history)?,
         num_generated,
     })
+}
+
+fn ids(reader: &mut Reader<'_>, section: &'static str, num: u32) -> Result<Vec<u32>, BlobError> {
+    let ids: Vec<u32> = reader.words(section, num as usize)?.collect();
+    int32(section, &ids)?;
+    Ok(ids)
 }
 
 fn seat(index: u32, generation: u32) -> Result<Seat, BlobError> {
@@ -294,6 +322,14 @@ fn seat(index: u32, generation: u32) -> Result<Seat, BlobError> {
         return Err(out_of_range("generation", &generation));
     }
     Ok(Seat { index, generation })
+}
+
+/// The words of a plan are signed, and nothing that counts or names is below 0.
+fn int32(what: &'static str, words: &[u32]) -> Result<(), BlobError> {
+    match words.iter().find(|&&word| word > i32::MAX as u32) {
+        Some(word) => Err(out_of_range(what, &word.cast_signed())),
+        None => Ok(()),
+    }
 }
 
 fn finite(what: &'static str, bits: u32) -> Result<f32, BlobError> {

@@ -34,6 +34,9 @@ fn sampling() -> impl Strategy<Value = SamplingParams> {
     )
 }
 
+/// What the words of a plan can count and name.
+const INT32: std::ops::RangeInclusive<u32> = 0..=i32::MAX as u32;
+
 fn registration() -> impl Strategy<Value = Registration> {
     let logprobs = proptest::option::of(
         (any::<bool>(), 0u32..20).prop_map(|(raw, num_top)| LogprobParams { raw, num_top }),
@@ -43,8 +46,8 @@ fn registration() -> impl Strategy<Value = Registration> {
         proptest::option::of(0u32..8),
         sampling(),
         logprobs,
-        (vec(any::<u32>(), 0..3), vec(any::<u32>(), 0..3)),
-        vec(any::<u32>(), 0..9),
+        (vec(INT32, 0..3), vec(INT32, 0..3)),
+        vec(INT32, 0..9),
     )
         .prop_map(
             |(
@@ -53,8 +56,11 @@ fn registration() -> impl Strategy<Value = Registration> {
                 sampling,
                 logprobs,
                 ids,
-                history,
+                mut history,
             )| {
+                if penalty_lane.is_none() {
+                    history.clear();
+                }
                 Registration {
                     seat: Seat { index, generation },
                     prompt_len,
@@ -94,7 +100,7 @@ fn rows() -> impl Strategy<Value = (Rows, Vec<u32>)> {
 
 fn plan() -> impl Strategy<Value = Plan> {
     let seat = (0u32..99, 1u32..99).prop_map(|(index, generation)| Seat { index, generation });
-    let append = any::<[u32; 4]>().prop_map(|[seat, group, index, block]| Append {
+    let append = (INT32, INT32, INT32, INT32).prop_map(|(seat, group, index, block)| Append {
         seat,
         group,
         index,
@@ -214,6 +220,8 @@ fn malformed_blobs_are_named() {
         (20, 3, "seat 3 has two rows"),
         (23, 0, "extent 0, 0 is out of range"),
         (22, u32::MAX, "extent 4294967295, 2 is out of range"),
+        (2, 1 << 31, "header word -2147483648 is out of range"),
+        (18, u32::MAX, "append -1 is out of range"),
     ];
     for (word, value, message) in cases {
         let mut words = simple();
@@ -228,4 +236,66 @@ fn malformed_blobs_are_named() {
     words.push(0);
     assert_eq!(decode_words(&words), Err(BlobError::Trailing(1)));
     assert_eq!(decode(1, &[0; 7]), Err(BlobError::Ragged(7)));
+}
+
+#[test]
+fn words_that_are_negative_are_refused() {
+    let greedy = SamplingParams::greedy(1);
+    let registration = Registration {
+        seat: Seat {
+            index: 0,
+            generation: 1,
+        },
+        prompt_len: 1,
+        max_len: 2,
+        penalty_lane: Some(0),
+        sampling: SamplingParams {
+            logit_bias: vec![(1, 1.0)],
+            ..greedy
+        },
+        logprobs: None,
+        banned_ids: vec![1],
+        min_length_ids: vec![1],
+        history_ids: vec![1],
+        num_generated: 0,
+    };
+    let plan = Plan {
+        id: 1,
+        frees: Vec::new(),
+        registrations: vec![registration],
+        appends: Vec::new(),
+        rows: Rows::Listed(Vec::new()),
+        feed_ids: Vec::new(),
+    };
+    let blob = encode(&plan);
+    assert_eq!(decode(1, &blob), Ok(plan));
+    // (word of the record, what is said)
+    let cases = [
+        (2, "prompt_len -2 is out of range"),
+        (3, "max_len -2 is out of range"),
+        (5, "penalty_lane -2 is out of range"),
+        (8, "fork index -2 is out of range"),
+        (10, "top_k -2 is out of range"),
+        (20, "min_new_tokens -2 is out of range"),
+        (21, "num_bias -2 is out of range"),
+        (24, "num_history -2 is out of range"),
+        (26, "bias id -2 is out of range"),
+        (28, "banned ids -2 is out of range"),
+        (29, "min-length ids -2 is out of range"),
+        (30, "history ids -2 is out of range"),
+    ];
+    for (word, message) in cases {
+        let mut blob = blob.to_vec();
+        let at = 4 * (HEADER_WORDS + word);
+        blob[at..at + 4].copy_from_slice(&(-2i32).to_le_bytes());
+        let error = decode(1, &blob).unwrap_err();
+        assert_eq!(error.to_string(), message, "word {word}");
+    }
+    let mut without_lane = blob.to_vec();
+    let at = 4 * (HEADER_WORDS + 5);
+    without_lane[at..at + 4].copy_from_slice(&NO_LANE.to_le_bytes());
+    assert_eq!(
+        decode(1, &without_lane).unwrap_err().to_string(),
+        "num_history without a lane, 1 is out of range"
+    );
 }

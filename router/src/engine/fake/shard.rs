@@ -55,6 +55,8 @@ pub struct FakeShard {
     num_lanes: u32,
     max_rows: usize,
     max_tokens: usize,
+    max_positions: u32,
+    max_top_logprobs: u32,
     /// Rows that a plan with `SAME_ROWS` refers to.
     repeatable: Option<Vec<Row>>,
     last_plan_id: u64,
@@ -76,6 +78,8 @@ impl FakeShard {
             num_lanes: info.num_penalty_lanes,
             max_rows: info.decode_sizes.last().copied().unwrap_or(0) as usize,
             max_tokens: info.mixed_sizes.last().copied().unwrap_or(0) as usize,
+            max_positions: info.max_positions,
+            max_top_logprobs: info.max_top_logprobs,
             repeatable: None,
             last_plan_id: 0,
         }
@@ -168,6 +172,8 @@ impl FakeShard {
             return Err(format!("penalty lane {lane} cannot be taken"));
         }
         self.last_generations[index as usize] = generation;
+        check_limits(&registration, self.max_positions, self.max_top_logprobs)?;
+        check_ids(&registration, self.model.vocab_size())?;
         *place = Some(Occupant {
             tables: vec![Vec::new(); self.pools.len()],
             num_fed: 0,
@@ -354,4 +360,47 @@ impl FakeShard {
             result.top_logprobs.push(self.model.logprob(next, id));
         }
     }
+}
+
+fn check_limits(
+    registration: &Registration,
+    max_positions: u32,
+    max_top_logprobs: u32,
+) -> Result<(), String> {
+    let max_len = registration.max_len;
+    if max_len > max_positions {
+        return Err(format!("max_len {max_len} of {max_positions} positions"));
+    }
+    let num_top = registration.logprobs.map_or(0, |params| params.num_top);
+    if num_top > max_top_logprobs {
+        return Err(format!("{num_top} top logprobs of {max_top_logprobs}"));
+    }
+    Ok(())
+}
+
+fn check_ids(registration: &Registration, vocab_size: u32) -> Result<(), String> {
+    let Registration {
+        sampling,
+        banned_ids,
+        min_length_ids,
+        history_ids,
+        ..
+    } = registration;
+    let bias_ids: Vec<u32> = sampling.logit_bias.iter().map(|&(id, _)| id).collect();
+    let lists = [
+        ("bias", &bias_ids),
+        ("banned", banned_ids),
+        ("min-length", min_length_ids),
+        ("history", history_ids),
+    ];
+    for (what, ids) in lists {
+        if let Some(id) = ids.iter().find(|&&id| id >= vocab_size) {
+            return Err(format!("{what} id {id} of a vocabulary of {vocab_size}"));
+        }
+    }
+    let distinct: HashSet<u32> = bias_ids.iter().copied().collect();
+    if distinct.len() < bias_ids.len() {
+        return Err("an id has two biases".to_owned());
+    }
+    Ok(())
 }

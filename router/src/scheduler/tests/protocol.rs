@@ -142,7 +142,7 @@ fn a_row_fails_alone_and_its_late_rows_are_dropped() {
     scheduler
         .apply(&failed(&result, RowStatus::Nan), Duration::ZERO, &mut out)
         .unwrap();
-    assert_eq!(out[0].output, Output::Failed(Failure::BadLogits("NAN")));
+    assert_eq!(out[0].output, Output::Failed(Failure::BadLogits));
     let mut dead = failed(&result, RowStatus::Dead);
     dead.plan_id = second.id;
     scheduler.apply(&dead, Duration::ZERO, &mut out).unwrap();
@@ -159,7 +159,31 @@ fn a_request_larger_than_the_cache_fails_at_once() {
     scheduler.submit(request(1, 65_000, 537), Duration::ZERO, &mut out);
     assert!(out.is_empty());
     scheduler.submit(request(2, 65_000, 538), Duration::ZERO, &mut out);
-    assert_eq!(out[0].output, Output::Failed(Failure::OutOfMemory));
+    assert_eq!(out[0].output, Output::Failed(Failure::TooLong));
+}
+
+#[test]
+fn penalties_without_lanes_are_named_as_the_cause() {
+    let limits = super::roomy().limits().clone();
+    let limits = crate::scheduler::Limits {
+        num_lanes: 0,
+        ..limits
+    };
+    let mut scheduler = Scheduler::new(limits, crate::scheduler::Counters::default());
+    let mut request = request(1, 3, 2);
+    request.sampling.repetition_penalty = 1.5;
+    let mut out = Vec::new();
+    scheduler.submit(request, Duration::ZERO, &mut out);
+    assert_eq!(out[0].output, Output::Failed(Failure::NoPenalties));
+}
+
+#[test]
+fn bad_input_is_not_blamed_on_the_model() {
+    let (mut scheduler, result) = started();
+    let mut out = Vec::new();
+    let result = failed(&result, RowStatus::BadInput);
+    scheduler.apply(&result, Duration::ZERO, &mut out).unwrap();
+    assert_eq!(out[0].output, Output::Failed(Failure::BadInput));
 }
 
 /// The result of the same plan with a failed row.

@@ -116,7 +116,7 @@ pub struct BatchingConfig {
 #[command(next_help_heading = "HTTP")]
 #[serde(deny_unknown_fields)]
 pub struct HttpConfig {
-    /// Address to listen on
+    /// Address to listen on; a name is looked up, the machine's own means all interfaces
     #[arg(long, env = "HOSTNAME", default_value = "0.0.0.0")]
     pub hostname: String,
     /// Port to listen on; 0 takes a free one and prints it

@@ -95,10 +95,7 @@ impl Router {
 /// taken one is known at once and probes get an answer while the model loads.
 pub async fn serve(config: RouterConfig, shutdown: CancellationToken) -> anyhow::Result<()> {
     check_limits(&config.limits)?;
-    let listener = server::bind(&config.http.hostname, config.http.port).await?;
-    let address = listener
-        .local_addr()
-        .context("the bound socket has no address")?;
+    let (listener, address) = server::bind(&config.http.hostname, config.http.port).await?;
     let folder = config.model.model_path.clone();
     let name = config.model.model_name.clone();
     let model = tokio::task::spawn_blocking(move || Model::load(&folder, name)).await??;

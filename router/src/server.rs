@@ -1,7 +1,8 @@
 //! The accept loop: connections in, with timeouts for those that say nothing, and an orderly end. On a stop signal
 //! nothing new is accepted, running requests get their time, then they end with an error event.
 
-use std::net::SocketAddr;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,26 +33,65 @@ pub struct Drain<F> {
     pub expired: F,
 }
 
-/// Binds an address. A name is looked up; anything that is no address at all falls back to all interfaces, because
-/// container runtimes put their own name into `HOSTNAME`.
-pub async fn bind(hostname: &str, port: u16) -> anyhow::Result<TcpListener> {
-    use anyhow::Context;
-    let address = match hostname.trim_matches(['[', ']']).parse() {
-        Ok(address) => address,
-        Err(_) => {
-            tracing::warn!("--hostname {hostname:?} is not an IP address; listening on 0.0.0.0");
-            std::net::Ipv4Addr::UNSPECIFIED.into()
+/// An address where nobody can listen.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", self.words())]
+pub struct ListenError {
+    pub address: SocketAddr,
+    pub source: io::Error,
+}
+
+impl ListenError {
+    fn words(&self) -> String {
+        let (ip, port) = (self.address.ip(), self.address.port());
+        match self.source.kind() {
+            io::ErrorKind::AddrInUse => format!(
+                "port {port} on {ip} is taken; stop what listens there or give another --port"
+            ),
+            io::ErrorKind::PermissionDenied => {
+                format!("port {port} needs rights that this user lacks; give a --port above 1023")
+            }
+            io::ErrorKind::AddrNotAvailable => format!(
+                "no interface of this machine has the address {ip}; give another --hostname"
+            ),
+            _ => format!("cannot listen on {ip} port {port}: {}", self.source),
         }
     };
-    let address = SocketAddr::new(address, port);
-    let listener = TcpListener::bind(address).await;
-    listener.with_context(|| format!("cannot listen on {address} (--hostname, --port)"))
+    let first = found.iter().find(|address| address.is_ipv4());
+    first.or(found.first()).copied().unwrap_or_else(|| {
+        tracing::warn!("--hostname {hostname:?} names no address; listening on 0.0.0.0");
+        SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port)
+    })
+}
+
+/// Listens on that address; 0 is replaced by the port that was free.
+pub async fn bind(hostname: &str, port: u16) -> Result<(TcpListener, SocketAddr), ListenError> {
+    let address = address(hostname, port);
+    let failed = |source| ListenError { address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok((listener, address))
 }
 
 /// Serves until the drain has ended.
 pub async fn run<F: FnOnce()>(listener: TcpListener, router: Router, drain: Drain<F>) {
     let mut builder = Builder::new(TokioExecutor::new());
     builder
+    }
+}
+
+/// The address that `--hostname` means. A name is looked up. The machine's own name, which container runtimes put into
+/// `HOSTNAME` unasked, and one that nobody knows mean all interfaces, as in TGI.
+pub fn address(hostname: &str, port: u16) -> SocketAddr {
+    if let Ok(ip) = hostname.trim_matches(['[', ']']).parse::<IpAddr>() {
+        return SocketAddr::new(ip, port);
+    }
+    let own = std::fs::read_to_string("/proc/sys/kernel/hostname");
+    let found: Vec<SocketAddr> = if own.is_ok_and(|own| own.trim() == hostname) {
+        Vec::new()
+    } else {
+        let found = (hostname, port).to_socket_addrs();
+        found.map(Iterator::collect).unwrap_or_default()
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT);

@@ -172,7 +172,7 @@ impl Supervisor {
     fn on_exit(&mut self, exit: &Exit) -> Result<(), Failure> {
         let Source::Shard { rank } = exit.source else {
             self.router = None;
-            return Err(Failure::Failed(format!("the router {}", report(exit))));
+            return Err(of_child(exit, format!("the router {}", report(exit))));
         };
         self.num_shards_alive -= 1;
         if exit.generation != self.generation || self.restart_at.is_some() {
@@ -181,13 +181,7 @@ impl Supervisor {
         // Ranks without their peers wait in a collective for ever; dropping the handles kills them.
         self.shards.clear();
         if !self.was_ready {
-            let text = format!("shard {rank} {}", report(exit));
-            let unusable = exit.status.code() == Some(MODEL_UNUSABLE);
-            return Err(if unusable {
-                Failure::Model(text)
-            } else {
-                Failure::Failed(text)
-            });
+            return Err(of_child(exit, format!("shard {rank} {}", report(exit))));
         }
         let now = Instant::now();
         self.restarts
@@ -327,6 +321,15 @@ fn to_json(value: &impl serde::Serialize) -> Result<String, Failure> {
 
 /// SIGTERM and SIGINT.
 struct Signals {
+/// A child's end as the launcher's own.
+fn of_child(exit: &Exit, text: String) -> Failure {
+    if exit.status.code() == Some(MODEL_UNUSABLE) {
+        Failure::Model(text)
+    } else {
+        Failure::Failed(text)
+    }
+}
+
     terminate: Signal,
     interrupt: Signal,
 }

@@ -22,7 +22,7 @@ pub mod tokenizer;
 pub mod validation;
 pub mod vocabulary;
 
-pub use serve::{Router, serve};
+pub use serve::{Router, ServeError, serve};
 
 /// Generated from `proto/shard/v1/shard.proto`.
 #[expect(

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use metrics_exporter_prometheus::BuildError;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -15,8 +15,8 @@ use crate::engine::Connector;
 use crate::engine::grpc::GrpcConnector;
 use crate::event::Failure;
 use crate::metrics::Metrics;
-use crate::model::Model;
-use crate::server::{self, Drain};
+use crate::model::{Model, ModelError};
+use crate::server::{self, Drain, ListenError};
 use crate::stream::Generator;
 use crate::tokenizer::TokenizerPool;
 
@@ -27,6 +27,37 @@ const UPKEEP: Duration = Duration::from_secs(5);
 /// Bucket edges of token counts where neither flags nor config.json say how long texts may be.
 const DEFAULT_POSITIONS: usize = 4096;
 
+/// Why a router does not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("{0}")]
+    Usage(String),
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    #[error("reading the model folder panicked")]
+    ModelPanic,
+    #[error("cannot make the metrics: {0}")]
+    Metrics(#[from] BuildError),
+    #[error("cannot start {what}: {source}")]
+    Thread {
+        what: &'static str,
+        source: std::io::Error,
+    },
+}
+
+impl ServeError {
+    /// Of the process, by the launcher's convention: 1 a later try may succeed, 2 wrong usage, 3 not this model.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Listen(_) | Self::Metrics(_) | Self::Thread { .. } => 1,
+            Self::Usage(_) => 2,
+            Self::Model(_) | Self::ModelPanic => 3,
+        }
+    }
+}
+
 /// A router that is not bound to a port. Needs a Tokio runtime around it.
 #[derive(Debug)]
 pub struct Router {
@@ -35,7 +66,7 @@ pub struct Router {
 
 impl Router {
     /// Starts driver, tokenizer threads and text worker.
-    pub fn start<C>(config: &RouterConfig, model: Model, connector: C) -> anyhow::Result<Self>
+    pub fn start<C>(config: &RouterConfig, model: Model, connector: C) -> Result<Self, ServeError>
     where
         C: Connector + Send + 'static,
     {
@@ -46,10 +77,11 @@ impl Router {
         let max_input_tokens = limits.max_input_tokens.unwrap_or(max_total_tokens);
         let metrics = Arc::new(Metrics::new(max_input_tokens, max_total_tokens)?);
         let (deliveries, outbox) = mpsc::channel(DELIVERIES_CAPACITY);
+        let failed = |what| move |source| ServeError::Thread { what, source };
         let driver = driver::spawn(DriverConfig::from(config), connector, deliveries)
-            .context("cannot start the driver's thread")?;
+            .map_err(failed("the driver's thread"))?;
         let tokenizers = TokenizerPool::new(&model.tokenizer, limits.validation_workers)
-            .context("cannot start the tokenizer threads")?;
+            .map_err(failed("the tokenizer threads"))?;
         let generator = Generator::new(
             driver.commands,
             outbox,
@@ -93,12 +125,13 @@ impl Router {
 
 /// Serves until `shutdown` is cancelled and the drain has ended. The port is bound before anything else is read, so a
 /// taken one is known at once and probes get an answer while the model loads.
-pub async fn serve(config: RouterConfig, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub async fn serve(config: RouterConfig, shutdown: CancellationToken) -> Result<(), ServeError> {
     check_limits(&config.limits)?;
     let (listener, address) = server::bind(&config.http.hostname, config.http.port).await?;
     let folder = config.model.model_path.clone();
     let name = config.model.model_name.clone();
-    let model = tokio::task::spawn_blocking(move || Model::load(&folder, name)).await??;
+    let loading = tokio::task::spawn_blocking(move || Model::load(&folder, name));
+    let model = loading.await.map_err(|_| ServeError::ModelPanic)??;
     let connector = GrpcConnector::new(config.engine.shard_sockets.clone());
     let router = Router::start(&config, model, connector)?;
     tracing::info!("listening on http://{address}");
@@ -129,18 +162,14 @@ async fn upkeep(metrics: Arc<Metrics>) {
     }
 }
 
-/// What is wrong without knowing the engine.
-fn check_limits(limits: &LimitsConfig) -> anyhow::Result<()> {
-    if limits.validation_workers == 0 {
-        bail!("--validation-workers must be > 0. Given: 0");
-    }
-    if limits.max_concurrent_requests == 0 {
-        bail!("--max-concurrent-requests must be > 0. Given: 0");
-    }
+/// What is wrong without knowing the engine; each number's own range is checked with the flags.
+fn check_limits(limits: &LimitsConfig) -> Result<(), ServeError> {
     if let (Some(input), Some(total)) = (limits.max_input_tokens, limits.max_total_tokens)
         && input >= total
     {
-        bail!("--max-input-tokens must be < --max-total-tokens ({total}). Given: {input}");
+        return Err(ServeError::Usage(format!(
+            "--max-input-tokens must be < --max-total-tokens ({total}). Given: {input}"
+        )));
     }
     Ok(())
 }

@@ -92,6 +92,23 @@ def _index(folder: Path, name: str) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("tokenizer.json", "{}", "tokenizer.json: "),
+        ("generation_config.json", '{"eos_token_id": "x"}', "eos_token_id should be a token id"),
+    ],
+    ids=["tokenizer", "end token"],
+)
+def test_what_only_the_router_can_tell(tmp_path, integer_folder, name, text, words):
+    folder = tmp_path / "model"
+    shutil.copytree(integer_folder, folder)
+    (folder / name).write_text(text)
+    code, text = refuse(tmp_path, "--model-id", folder)
+    assert code == MODEL, text
+    assert words in text
+
+
 def test_what_the_shard_does_not_know(tmp_path, llama_folder):
     folder = edited(llama_folder, tmp_path / "a", architectures=["GPT2LMHeadModel"])
     code, text = refuse(tmp_path, "--model-id", folder)

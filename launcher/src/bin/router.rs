@@ -7,6 +7,7 @@ use clap::Parser;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::getppid;
+use penstock_router::ServeError;
 use penstock_router::config::RouterConfig;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -37,7 +38,8 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             error!("{error:#}");
-            ExitCode::FAILURE
+            let code = error.downcast_ref().map_or(1, ServeError::exit_code);
+            ExitCode::from(code)
         }
     }
 }

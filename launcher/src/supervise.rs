@@ -3,12 +3,15 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::future::pending;
 use std::net::SocketAddr;
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::process::ExitStatus;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
+use penstock_router::signals::StopSignals;
 use tokio::process::Command;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{Receiver, channel};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tracing::{error, info, warn};
@@ -44,7 +47,8 @@ pub(crate) struct Launch {
 
 /// Runs until a signal has drained everything (`Ok`) or something failed.
 pub(crate) async fn supervise(launch: Launch, output: Output) -> Result<(), Failure> {
-    let mut signals = Signals::new()?;
+    let mut signals =
+        StopSignals::listen().map_err(|error| Failure::io("cannot listen for signals", &error))?;
     let (exits_in, exits) = channel(64);
     let mut supervisor = Supervisor {
         sinks: Sinks {
@@ -86,7 +90,7 @@ struct Supervisor {
 type Readiness = Pin<Box<dyn Future<Output = ()>>>;
 
 impl Supervisor {
-    async fn run(&mut self, signals: &mut Signals) -> Result<(), Failure> {
+    async fn run(&mut self, signals: &mut StopSignals) -> Result<(), Failure> {
         self.start_shards()?;
         self.start_router()?;
         let mut readiness: Readiness = Box::pin(wait_until_ready(self.launch.address));
@@ -96,6 +100,8 @@ impl Supervisor {
                 name = signals.next() => {
                     info!("{name}: no new requests are taken, running ones get {} s", self.launch.drain_timeout.as_secs());
                     return self.drain(signals).await;
+                // Whoever tells all processes to stop must not see a restart or a failure.
+                biased;
                 }
                 exit = self.exits.recv() => {
                     if let Some(exit) = exit {
@@ -224,7 +230,7 @@ impl Supervisor {
     }
 
     /// The router first, so that running requests keep their shards; then the shards. A second signal ends it all.
-    async fn drain(&mut self, signals: &mut Signals) -> Result<(), Failure> {
+    async fn drain(&mut self, signals: &mut StopSignals) -> Result<(), Failure> {
         if let Some(router) = &self.router {
             router.terminate();
         }
@@ -271,7 +277,7 @@ impl Supervisor {
                     self.shards.remove(&rank);
                 }
             }
-            Source::Router if exit.status.success() => self.router = None,
+            Source::Router if is_clean_end(exit.status) => self.router = None,
             Source::Router => {
                 return Err(Failure::Failed(format!(
                     "while draining the router {}",
@@ -319,37 +325,9 @@ fn to_json(value: &impl serde::Serialize) -> Result<String, Failure> {
         .map_err(|error| Failure::Failed(format!("cannot write a config: {error}")))
 }
 
-/// SIGTERM and SIGINT.
-struct Signals {
-/// A child's end as the launcher's own.
-fn of_child(exit: &Exit, text: String) -> Failure {
-    if exit.status.code() == Some(MODEL_UNUSABLE) {
-        Failure::Model(text)
-    } else {
-        Failure::Failed(text)
-    }
-}
-
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn new() -> Result<Self, Failure> {
-        let listen =
-            |kind| signal(kind).map_err(|error| Failure::io("cannot listen for signals", &error));
-        Ok(Self {
-            terminate: listen(SignalKind::terminate())?,
-            interrupt: listen(SignalKind::interrupt())?,
-        })
-    }
-
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
-    }
+/// A router that a signal met before it listened for signals had no request yet.
+fn is_clean_end(status: ExitStatus) -> bool {
+    status.success() || status.signal() == Some(Signal::SIGTERM as i32)
 }
 
 #[cfg(test)]

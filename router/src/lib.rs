@@ -15,6 +15,7 @@ pub mod request;
 pub mod scheduler;
 mod serve;
 pub mod server;
+pub mod signals;
 pub mod stream;
 pub mod telemetry;
 pub mod text;

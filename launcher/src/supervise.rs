@@ -28,7 +28,9 @@ const MAX_RESTARTS: usize = 5;
 const RESTART_WINDOW: Duration = Duration::from_secs(600);
 /// What the router gets beyond its own drain limit, and the shards after it, before they are killed.
 const EXIT_GRACE: Duration = Duration::from_secs(5);
-/// A shard that finds the model unusable ends with this code (the launcher's own for the same).
+/// Killed shards of a group have this long to end before the next group starts; their memory and sockets are in its way.
+const KILLED_GRACE: Duration = Duration::from_secs(60);
+/// A shard or router that finds the model unusable ends with this code (the launcher's own for the same).
 const MODEL_UNUSABLE: i32 = 3;
 
 /// All that is needed to run, decided before the first process starts.
@@ -96,12 +98,13 @@ impl Supervisor {
         let mut readiness: Readiness = Box::pin(wait_until_ready(self.launch.address));
         loop {
             let restart = self.restart_at.filter(|_| self.num_shards_alive == 0);
+            let waits = self.restart_at.filter(|_| self.num_shards_alive > 0);
             tokio::select! {
+                // Whoever tells all processes to stop must not see a restart or a failure.
+                biased;
                 name = signals.next() => {
                     info!("{name}: no new requests are taken, running ones get {} s", self.launch.drain_timeout.as_secs());
                     return self.drain(signals).await;
-                // Whoever tells all processes to stop must not see a restart or a failure.
-                biased;
                 }
                 exit = self.exits.recv() => {
                     if let Some(exit) = exit {
@@ -119,6 +122,13 @@ impl Supervisor {
                     self.restart_at = None;
                     self.start_shards()?;
                     readiness = Box::pin(wait_until_ready(self.launch.address));
+                }
+                () = sleep_until(waits.unwrap_or_else(Instant::now) + KILLED_GRACE), if waits.is_some() => {
+                    return Err(Failure::Failed(format!(
+                        "{} killed shard(s) have not ended within {} s, the kernel holds them: giving up",
+                        self.num_shards_alive,
+                        KILLED_GRACE.as_secs()
+                    )));
                 }
             }
         }
@@ -308,6 +318,15 @@ fn backoff(attempt: usize) -> Duration {
     match attempt {
         0 => Duration::ZERO,
         _ => Duration::from_secs(1 << (attempt - 1).min(6)),
+    }
+}
+
+/// A child's end as the launcher's own.
+fn of_child(exit: &Exit, text: String) -> Failure {
+    if exit.status.code() == Some(MODEL_UNUSABLE) {
+        Failure::Model(text)
+    } else {
+        Failure::Failed(text)
     }
 }
 

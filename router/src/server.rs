@@ -1,5 +1,5 @@
-//! The accept loop: connections in, with timeouts for those that say nothing, and an orderly end. On a stop signal
-//! nothing new is accepted, running requests get their time, then they end with an error event.
+//! The accept loop: connections in, with timeouts for those that say or take nothing, and an orderly end. On a stop
+//! signal nothing new is accepted, running requests get their time, then they end with an error event.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
@@ -12,10 +12,20 @@ use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_io_timeout::TimeoutWriter;
 use tokio_util::sync::CancellationToken;
 
 /// For the first byte of a connection, for a request's headers, and between two requests of one connection.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
+/// A client that takes nothing for so long, although there is something to take, has gone or holds its place on purpose.
+pub(crate) const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+/// More wait in the kernel until one ends.
+const MAX_CONNECTIONS: usize = 8192;
+/// Of a connection, in each direction; requests have smaller headers, and longer answers go out in parts.
+const BUFFER_BYTES: usize = 64 << 10;
+/// Of one HTTP/2 connection.
+const MAX_STREAMS: u32 = 128;
 /// After running requests have been told to end, for their last bytes.
 const LAST_BYTES: Duration = Duration::from_secs(2);
 /// After an accept error, which is mostly about too many open files.
@@ -128,8 +138,10 @@ pub fn address(hostname: &str, port: u16) -> SocketAddr {
             if !spoke || stream.set_nodelay(true).is_err() {
                 return;
             }
-            let connection = builder.serve_connection(TokioIo::new(stream), service);
-            // Errors here are the client's: gone, or not HTTP.
+            let mut stream = TimeoutWriter::new(stream);
+            stream.set_timeout(Some(WRITE_TIMEOUT));
+            let connection = builder.serve_connection(TokioIo::new(Box::pin(stream)), service);
+            // Errors here are the client's: gone, not reading, or not HTTP.
             if let Err(error) = watcher.watch(connection.into_owned()).await {
                 tracing::debug!(error, "connection ended");
             }

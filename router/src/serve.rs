@@ -8,7 +8,7 @@ use metrics_exporter_prometheus::BuildError;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{self, App};
+use crate::api::{self, App, Bodies};
 use crate::config::{LimitsConfig, RouterConfig};
 use crate::driver::{self, DriverConfig};
 use crate::engine::Connector;
@@ -91,6 +91,7 @@ impl Router {
         );
         let app = App {
             limits: limits.clone(),
+            bodies: Bodies::new(limits),
             model,
             tokenizers,
             generator,

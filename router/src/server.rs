@@ -66,6 +66,21 @@ impl ListenError {
             ),
             _ => format!("cannot listen on {ip} port {port}: {}", self.source),
         }
+    }
+}
+
+/// The address that `--hostname` means. A name is looked up. The machine's own name, which container runtimes put into
+/// `HOSTNAME` unasked, and one that nobody knows mean all interfaces, as in TGI.
+pub fn address(hostname: &str, port: u16) -> SocketAddr {
+    if let Ok(ip) = hostname.trim_matches(['[', ']']).parse::<IpAddr>() {
+        return SocketAddr::new(ip, port);
+    }
+    let own = std::fs::read_to_string("/proc/sys/kernel/hostname");
+    let found: Vec<SocketAddr> = if own.is_ok_and(|own| own.trim() == hostname) {
+        Vec::new()
+    } else {
+        let found = (hostname, port).to_socket_addrs();
+        found.map(Iterator::collect).unwrap_or_default()
     };
     let first = found.iter().find(|address| address.is_ipv4());
     first.or(found.first()).copied().unwrap_or_else(|| {
@@ -87,35 +102,27 @@ pub async fn bind(hostname: &str, port: u16) -> Result<(TcpListener, SocketAddr)
 pub async fn run<F: FnOnce()>(listener: TcpListener, router: Router, drain: Drain<F>) {
     let mut builder = Builder::new(TokioExecutor::new());
     builder
-    }
-}
-
-/// The address that `--hostname` means. A name is looked up. The machine's own name, which container runtimes put into
-/// `HOSTNAME` unasked, and one that nobody knows mean all interfaces, as in TGI.
-pub fn address(hostname: &str, port: u16) -> SocketAddr {
-    if let Ok(ip) = hostname.trim_matches(['[', ']']).parse::<IpAddr>() {
-        return SocketAddr::new(ip, port);
-    }
-    let own = std::fs::read_to_string("/proc/sys/kernel/hostname");
-    let found: Vec<SocketAddr> = if own.is_ok_and(|own| own.trim() == hostname) {
-        Vec::new()
-    } else {
-        let found = (hostname, port).to_socket_addrs();
-        found.map(Iterator::collect).unwrap_or_default()
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT);
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(BUFFER_BYTES);
     builder
         .http2()
         .timer(TokioTimer::new())
         .keep_alive_interval(Some(Duration::from_secs(30)))
-        .max_concurrent_streams(1024);
+        .max_send_buf_size(BUFFER_BYTES)
+        .max_concurrent_streams(MAX_STREAMS);
     let builder = Arc::new(builder);
     let graceful = GracefulShutdown::new();
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
-        let accepted = tokio::select! {
+        let accept = async {
+            let place = Arc::clone(&places).acquire_owned().await;
+            (place, listener.accept().await)
+        };
+        let (place, accepted) = tokio::select! {
             () = drain.signal.cancelled() => break,
-            accepted = listener.accept() => accepted,
+            accepted = accept => accepted,
         };
         let stream = match accepted {
             Ok((stream, _)) => stream,
@@ -130,6 +137,7 @@ pub fn address(hostname: &str, port: u16) -> SocketAddr {
         let watcher = graceful.watcher();
         let signal = drain.signal.clone();
         tokio::spawn(async move {
+            let _place = place;
             // A connection without a request has nothing to drain.
             let spoke = tokio::select! {
                 () = signal.cancelled() => false,

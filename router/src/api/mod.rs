@@ -29,6 +29,8 @@ use crate::model::Model;
 use crate::stream::Generator;
 use crate::tokenizer::TokenizerPool;
 
+pub use body::Bodies;
+
 /// What every handler sees.
 pub(crate) type AppState = Arc<App>;
 
@@ -39,6 +41,7 @@ const RETRY_WHILE_STARTING: u32 = 5;
 #[derive(Debug)]
 pub struct App {
     pub limits: LimitsConfig,
+    pub bodies: Bodies,
     pub model: Model,
     pub tokenizers: TokenizerPool,
     pub generator: Generator,

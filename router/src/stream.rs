@@ -13,7 +13,9 @@ use std::time::Instant;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::driver::Command;
-use crate::event::{Delivery, Event, Failure, FinishReason, Finished, Output, Token, Usage};
+use crate::event::{
+    Candidate, Delivery, Event, Failure, FinishReason, Finished, Output, Token, Usage,
+};
 use crate::metrics::Metrics;
 use crate::request::{Request, RequestId};
 use crate::text::{TextParams, TextStream};
@@ -274,7 +276,12 @@ impl TextState {
         let top = token
             .top
             .into_iter()
-            .map(|(id, logprob)| (id, vocabulary.token_text(id), logprob))
+            .map(|(id, logprob)| Candidate {
+                id,
+                text: vocabulary.token_text(id),
+                special: vocabulary.is_special(id),
+                logprob,
+            })
             .collect();
         let token = Token {
             id: token.id,

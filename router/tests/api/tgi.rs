@@ -47,6 +47,29 @@ async fn details_list_tokens_and_candidates() {
 "#);
 }
 
+/// `<s>`, `</s>` and `<nan>` are 43 to 45.
+#[tokio::test]
+async fn special_candidates_are_marked() {
+    let world = World::new().await;
+    let parameters =
+        json!({"max_new_tokens": 30, "details": true, "top_n_tokens": 5, "ignore_eos": true});
+    let body = json!({"inputs": SHORT, "parameters": parameters});
+    let reply = world.post("/generate", body).await.json();
+    let steps = reply["details"]["top_tokens"].as_array().unwrap();
+    let candidates: Vec<_> = steps
+        .iter()
+        .flat_map(|step| step.as_array().unwrap())
+        .collect();
+    assert!(candidates.iter().any(|token| token["special"] == true));
+    for token in candidates {
+        assert_eq!(
+            token["special"],
+            token["id"].as_u64() >= Some(43),
+            "{token}"
+        );
+    }
+}
+
 #[tokio::test]
 async fn compat_answers_with_a_list_and_the_prompt() {
     let world = World::new().await;

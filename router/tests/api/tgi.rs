@@ -173,6 +173,24 @@ async fn a_stop_string_over_two_tokens_is_kept_and_ends_the_answer() {
     assert_eq!(world.metric("tgi_request_success").await, 3.0);
 }
 
+/// TGI looks at the length first.
+#[tokio::test]
+async fn a_stop_string_with_the_last_token_counts_as_length() {
+    let world = World::new().await;
+    let body = json!({"inputs": "once upon", "parameters": greedy(5)});
+    let text = world.post("/generate", body).await.json()["generated_text"].clone();
+    let stop: String = text.as_str().unwrap().chars().skip(3).collect();
+    for (max_new_tokens, reason) in [(5, "length"), (6, "stop_sequence")] {
+        let parameters = json!({"max_new_tokens": max_new_tokens, "stop": [stop], "details": true});
+        let body = json!({"inputs": "once upon", "parameters": parameters});
+        let reply = world.post("/generate", body.clone()).await.json();
+        assert_eq!(reply["generated_text"], text);
+        assert_eq!(reply["details"]["finish_reason"], reason);
+        let events = world.post("/generate_stream", body).await.events();
+        assert_eq!(events.last().unwrap()["details"]["finish_reason"], reason);
+    }
+}
+
 /// Absent parameters sample; parameters that say nothing do not.
 #[tokio::test]
 async fn the_rule_for_do_sample_is_tgis() {

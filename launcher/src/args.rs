@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, ValueEnum};
-use penstock_router::config::{BatchingConfig, HttpConfig, LimitsConfig, LogConfig, StepConfig};
+use penstock_router::config::{
+    BatchingConfig, HttpConfig, LimitsConfig, LogConfig, StepConfig, count,
+};
 
 /// Serves a language model: one router process and one shard process per GPU (or group of CPU threads).
 #[derive(Parser, Debug)]
@@ -20,6 +22,8 @@ pub(crate) struct Cli {
     pub(crate) limits: LimitsConfig,
     #[command(flatten)]
     pub(crate) batching: BatchingConfig,
+    #[command(flatten)]
+    pub(crate) kv: KvArgs,
     #[command(flatten)]
     pub(crate) step: StepConfig,
     #[command(flatten)]
@@ -42,6 +46,15 @@ pub(crate) struct ModelArgs {
     /// Type to compute in; auto is the checkpoint's on a GPU, float32 on a CPU
     #[arg(long, env = "DTYPE", value_enum, default_value_t = Dtype::Auto)]
     pub(crate) dtype: Dtype,
+}
+
+/// The shards' cache; a router takes it as it finds it.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Batching")]
+pub(crate) struct KvArgs {
+    /// Most tokens in the KV cache [default: what fits the memory]
+    #[arg(long, env = "MAX_BATCH_TOTAL_TOKENS", value_parser = count(1..=1_000_000_000_000))]
+    pub(crate) max_batch_total_tokens: Option<usize>,
 }
 
 /// How the model is spread over processes.
@@ -116,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn every_flag_of_tgi_has_its_environment_name() {
+    fn every_flag_has_the_environment_name_that_tgi_would_give_it() {
         let command = Cli::command();
         let ours = BTreeSet::from([
             "device",
@@ -144,5 +157,40 @@ mod tests {
     fn the_last_of_a_repeated_flag_wins() {
         let cli = Cli::try_parse_from(["launcher", "--port", "1", "--port", "2"]).unwrap();
         assert_eq!(cli.http.port, 2);
+    }
+
+    /// At the edges nothing overflows, and beyond them the flag is named.
+    #[test]
+    fn numbers_have_ranges() {
+        for (flag, largest) in [
+            ("--max-concurrent-requests", 1_000_000),
+            ("--payload-limit", 1_000_000_000_000),
+            ("--validation-workers", 1024),
+            ("--max-batch-size", 65_536),
+            ("--max-batch-prefill-tokens", 1_000_000_000),
+            ("--max-batch-total-tokens", 1_000_000_000_000),
+            ("--graceful-termination-timeout", 31_536_000),
+        ] {
+            let parse =
+                |value: u64| Cli::try_parse_from(["launcher", flag, value.to_string().as_str()]);
+            assert!(parse(largest).is_ok(), "{flag}");
+            for value in [largest + 1, u64::MAX] {
+                let error = parse(value).unwrap_err().to_string();
+                assert!(
+                    error.contains(flag) && error.contains("is not in"),
+                    "{error}"
+                );
+            }
+        }
+        for flag in [
+            "--max-concurrent-requests",
+            "--max-batch-size",
+            "--validation-workers",
+        ] {
+            assert!(
+                Cli::try_parse_from(["launcher", flag, "0"]).is_err(),
+                "{flag}"
+            );
+        }
     }
 }

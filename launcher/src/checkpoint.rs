@@ -16,6 +16,9 @@ const ARCHITECTURES_WITHOUT_WEIGHTS: &[&str] = &["PenstockIntegerForCausalLM"];
 /// Activations that the shard knows, by the names that `hidden_act` uses (the same test compares them).
 pub(crate) const ACTIVATIONS: &[&str] = &["silu", "swish"];
 
+/// The largest number of a config: ids, positions and sizes are 32-bit integers in the shard.
+const MAX_NUMBER: u64 = (1 << 31) - 1;
+
 /// What the launcher must know of a model that it can serve.
 #[derive(Clone, Debug)]
 pub(crate) struct Checkpoint {
@@ -75,20 +78,21 @@ pub(crate) fn inspect(folder: &Path) -> Result<Checkpoint, Failure> {
     };
     shape(&raw, folder, weights).map_err(|key| {
         Failure::Model(format!(
-            "{} has no usable `{key}`: a positive number is needed",
+            "{} has no usable `{key}`: a number from 1 to {MAX_NUMBER} is needed",
             path.display()
         ))
     })
 }
 
-/// The numbers of a config; the error is the key that is absent or zero.
+/// The numbers of a config; the error is the key that is absent or out of range.
 fn shape(
     raw: &RawConfig,
     folder: &Path,
     weights: WeightTotals,
 ) -> Result<Checkpoint, &'static str> {
-    let positive =
-        |value: Option<u64>, key: &'static str| value.filter(|&number| number > 0).ok_or(key);
+    let positive = |value: Option<u64>, key: &'static str| {
+        value.filter(|n| (1..=MAX_NUMBER).contains(n)).ok_or(key)
+    };
     let num_heads = positive(raw.num_attention_heads, "num_attention_heads")?;
     let head_dim = match raw.head_dim {
         Some(head_dim) => positive(Some(head_dim), "head_dim")?,
@@ -242,10 +246,12 @@ mod tests {
             ("generation_config.json", "["),
         ];
         assert!(refusal(&broken).contains("generation_config.json is broken"));
-        let zero = INTEGER.replace("\"vocab_size\":64", "\"vocab_size\":0");
-        assert!(
-            refusal(&[("config.json", &zero), ("tokenizer.json", "{}")]).contains("`vocab_size`")
-        );
+        for number in ["0", "2147483648", "4611686018427387904"] {
+            let unusable =
+                INTEGER.replace("\"vocab_size\":64", &format!("\"vocab_size\":{number}"));
+            let text = refusal(&[("config.json", &unusable), ("tokenizer.json", "{}")]);
+            assert!(text.contains("`vocab_size`"), "{text}");
+        }
     }
 
     #[test]

@@ -50,9 +50,10 @@ pub(crate) fn start(config: &LogConfig) -> Result<Output, Failure> {
         json: config.json_output,
     };
     let dropped = Arc::clone(&output.dropped);
+    let json = output.json;
     thread::Builder::new()
         .name("stdout".to_owned())
-        .spawn(move || write_all(&waiting, &dropped))
+        .spawn(move || write_all(&waiting, &dropped, json))
         .map_err(|error| Failure::io("cannot start a thread", &error))?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -70,7 +71,7 @@ pub(crate) fn start(config: &LogConfig) -> Result<Output, Failure> {
     Ok(output)
 }
 
-fn write_all(waiting: &Receiver<Message>, dropped: &AtomicU64) {
+fn write_all(waiting: &Receiver<Message>, dropped: &AtomicU64, json: bool) {
     // Not line-buffered on purpose: each message is written whole, and flushed.
     for message in waiting {
         // A closed standard output must not stop the server; there is nobody left to tell.
@@ -80,10 +81,7 @@ fn write_all(waiting: &Receiver<Message>, dropped: &AtomicU64) {
                 let _closed = stdout.write_all(&line).and_then(|()| stdout.flush());
                 let lost = dropped.swap(0, Ordering::Relaxed);
                 if lost > 0 {
-                    let _closed = writeln!(
-                        stdout,
-                        "{{\"level\":\"WARN\",\"message\":\"{lost} log lines dropped\"}}"
-                    );
+                    let _closed = writeln!(stdout, "{}", dropped_notice(lost, json));
                 }
             }
             Message::Flush(done) => drop(done),
@@ -135,6 +133,15 @@ impl Write for Output {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+fn dropped_notice(lost: u64, json: bool) -> String {
+    let message = format!("{lost} log lines dropped");
+    if json {
+        json!({"level": "WARN", "message": message}).to_string()
+    } else {
+        format!("WARN {message}")
     }
 }
 
@@ -195,6 +202,15 @@ mod tests {
             "INFO rank=3 loaded"
         );
         assert_eq!(text_line(Source::Router, "ready"), "ready");
+    }
+
+    #[test]
+    fn the_notice_has_the_form_of_the_lines_around_it() {
+        assert_eq!(dropped_notice(3, false), "WARN 3 log lines dropped");
+        assert_eq!(
+            dropped_notice(3, true),
+            r#"{"level":"WARN","message":"3 log lines dropped"}"#
+        );
     }
 
     #[test]

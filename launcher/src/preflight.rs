@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener};
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 
+use penstock_router::server::{self, ListenError};
 use tracing::warn;
 
 use crate::args::{Cli, Device};
@@ -65,38 +66,12 @@ pub(crate) fn check(cli: &Cli) -> Result<Preflight, Failure> {
     })
 }
 
-/// The address to listen on, with a free port where 0 was asked for. A container sets HOSTNAME to its own name, so
-/// what is no address means every interface.
+/// The router's address to listen on, with a free port where 0 was asked for.
 fn free_address(hostname: &str, port: u16) -> Result<SocketAddr, Failure> {
-    let ip = match hostname.trim_matches(['[', ']']).parse::<IpAddr>() {
-        Ok(ip) => ip,
-        Err(_) if hostname == "localhost" => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        Err(_) => {
-            warn!("--hostname {hostname:?} is not an IP address; listening on 0.0.0.0");
-            IpAddr::V4(Ipv4Addr::UNSPECIFIED)
-        }
-    };
-    let listener = TcpListener::bind((ip, port)).map_err(|error| {
-        Failure::Failed(match error.kind() {
-            io::ErrorKind::AddrInUse => {
-                format!(
-                    "port {port} on {ip} is taken; stop what listens there or give another --port"
-                )
-            }
-            io::ErrorKind::PermissionDenied => {
-                format!("port {port} needs rights that this user lacks; give a --port above 1023")
-            }
-            io::ErrorKind::AddrNotAvailable => {
-                format!(
-                    "no interface of this machine has the address {ip}; give another --hostname"
-                )
-            }
-            _ => format!("cannot listen on {ip} port {port}: {error}"),
-        })
-    })?;
-    listener
-        .local_addr()
-        .map_err(|error| Failure::io("cannot read the listening address", &error))
+    let address = server::address(hostname, port);
+    TcpListener::bind(address)
+        .and_then(|listener| listener.local_addr())
+        .map_err(|source| Failure::Failed(ListenError { address, source }.to_string()))
 }
 
 /// The flag's interpreter, the one beside this program (a virtual environment), or the PATH's.
@@ -202,10 +177,12 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_no_address_listen_everywhere() {
+    fn a_name_becomes_an_address_and_port_0_a_free_one() {
+        let own = fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+        assert!(free_address(own.trim(), 0).unwrap().ip().is_unspecified());
         for (hostname, ip) in [
             ("localhost", "127.0.0.1"),
-            ("8f3d2c1b", "0.0.0.0"),
+            ("no..name", "0.0.0.0"),
             ("::1", "::1"),
             ("[::]", "::"),
         ] {

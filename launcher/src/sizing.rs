@@ -57,7 +57,7 @@ pub(crate) fn sizes(
     });
     let wanted_seq_len = number(cli.limits.max_total_tokens).unwrap_or(model.max_positions);
     let num_blocks = if machine.cuda {
-        number(cli.batching.max_batch_total_tokens).map(blocks_for)
+        number(cli.kv.max_batch_total_tokens).map(blocks_for)
     } else {
         Some(blocks_for(cpu_kv_tokens(cli, model, machine, num_ranks)?))
     };
@@ -101,22 +101,8 @@ fn check_heads(model: &Checkpoint, num_ranks: u64) -> Result<(), Failure> {
 
 fn check_limits(cli: &Cli, model: &Checkpoint) -> Result<(), Failure> {
     let usage = |text: String| Err(Failure::Usage(text));
-    for (flag, value) in [
-        (
-            "--max-concurrent-requests",
-            Some(cli.limits.max_concurrent_requests),
-        ),
-        ("--validation-workers", Some(cli.limits.validation_workers)),
-        ("--max-input-tokens", cli.limits.max_input_tokens),
-        ("--max-batch-size", cli.batching.max_batch_size),
-        (
-            "--max-batch-prefill-tokens",
-            cli.batching.max_batch_prefill_tokens,
-        ),
-    ] {
-        if value == Some(0) {
-            return usage(format!("{flag} must be at least 1"));
-        }
+    if cli.limits.max_input_tokens == Some(0) {
+        return usage("--max-input-tokens must be at least 1".to_owned());
     }
     let positions = model.max_positions;
     let total = number(cli.limits.max_total_tokens);
@@ -138,7 +124,7 @@ fn check_limits(cli: &Cli, model: &Checkpoint) -> Result<(), Failure> {
             "--max-input-tokens {input} must be below {limit} {total_or_positions}"
         ));
     }
-    if let Some(batch) = number(cli.batching.max_batch_total_tokens) {
+    if let Some(batch) = number(cli.kv.max_batch_total_tokens) {
         let least = total.unwrap_or(2);
         if batch < least {
             return usage(format!(
@@ -159,7 +145,7 @@ fn cpu_kv_tokens(
 ) -> Result<u64, Failure> {
     let need = Need::new(cli, model, machine, num_ranks);
     let explicit_total = number(cli.limits.max_total_tokens);
-    let tokens = number(cli.batching.max_batch_total_tokens).unwrap_or_else(|| {
+    let tokens = number(cli.kv.max_batch_total_tokens).unwrap_or_else(|| {
         let seq_len = explicit_total.unwrap_or(model.max_positions);
         let useful = seq_len.saturating_mul(count(cli.limits.max_concurrent_requests));
         let quarter = need
@@ -223,7 +209,7 @@ impl Need {
         let fitting = (left / self.kv_bytes_per_token).saturating_sub(TOKENS_PER_BLOCK);
         let remedy = if fitting < TOKENS_PER_BLOCK {
             "choose a smaller model, or a machine with more memory".to_owned()
-        } else if cli.batching.max_batch_total_tokens.is_some() {
+        } else if cli.kv.max_batch_total_tokens.is_some() {
             format!("lower --max-batch-total-tokens to at most {fitting}")
         } else {
             format!("lower --max-total-tokens to at most {fitting}")

@@ -196,11 +196,40 @@ fn contradictions_name_their_flags() {
             "must be at least --max-total-tokens 100",
         ),
         (
-            vec!["--validation-workers", "0"],
-            "--validation-workers must be at least 1",
+            vec!["--max-input-tokens", "0"],
+            "--max-input-tokens must be at least 1",
         ),
     ] {
         let text = refusal(&flags, &roomy, 1);
         assert!(text.contains(words), "{words} is not in: {text}");
     }
+}
+
+/// The largest values that flags and config.json may have.
+#[test]
+fn nothing_overflows() {
+    let largest = u64::from(i32::MAX.unsigned_abs());
+    let huge = Checkpoint {
+        num_layers: largest,
+        head_dim: largest,
+        vocab_size: largest,
+        max_positions: largest,
+        ..model()
+    };
+    let flags = [
+        "--max-concurrent-requests",
+        "1000000",
+        "--max-batch-size",
+        "65536",
+        "--max-batch-prefill-tokens",
+        "1000000000",
+        "--max-batch-total-tokens",
+        "1000000000000",
+    ];
+    let mut machine = machine(64);
+    assert!(sizes(&cli(&flags), &huge, &machine, 1).is_err());
+    assert!(sizes(&cli(&flags[..2]), &huge, &machine, 1).is_err());
+    machine.cuda = true;
+    let sizes = sizes(&cli(&flags), &huge, &machine, 1).unwrap();
+    assert_eq!((sizes.max_rows, sizes.num_penalty_lanes), (65_536, 8));
 }

@@ -3,12 +3,15 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::future::pending;
 use std::net::SocketAddr;
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::process::ExitStatus;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
+use penstock_router::signals::StopSignals;
 use tokio::process::Command;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{Receiver, channel};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tracing::{error, info, warn};
@@ -25,7 +28,9 @@ const MAX_RESTARTS: usize = 5;
 const RESTART_WINDOW: Duration = Duration::from_secs(600);
 /// What the router gets beyond its own drain limit, and the shards after it, before they are killed.
 const EXIT_GRACE: Duration = Duration::from_secs(5);
-/// A shard that finds the model unusable ends with this code (the launcher's own for the same).
+/// Killed shards of a group have this long to end before the next group starts; their memory and sockets are in its way.
+const KILLED_GRACE: Duration = Duration::from_secs(60);
+/// A shard or router that finds the model unusable ends with this code (the launcher's own for the same).
 const MODEL_UNUSABLE: i32 = 3;
 
 /// All that is needed to run, decided before the first process starts.
@@ -44,7 +49,8 @@ pub(crate) struct Launch {
 
 /// Runs until a signal has drained everything (`Ok`) or something failed.
 pub(crate) async fn supervise(launch: Launch, output: Output) -> Result<(), Failure> {
-    let mut signals = Signals::new()?;
+    let mut signals =
+        StopSignals::listen().map_err(|error| Failure::io("cannot listen for signals", &error))?;
     let (exits_in, exits) = channel(64);
     let mut supervisor = Supervisor {
         sinks: Sinks {
@@ -86,13 +92,16 @@ struct Supervisor {
 type Readiness = Pin<Box<dyn Future<Output = ()>>>;
 
 impl Supervisor {
-    async fn run(&mut self, signals: &mut Signals) -> Result<(), Failure> {
+    async fn run(&mut self, signals: &mut StopSignals) -> Result<(), Failure> {
         self.start_shards()?;
         self.start_router()?;
         let mut readiness: Readiness = Box::pin(wait_until_ready(self.launch.address));
         loop {
             let restart = self.restart_at.filter(|_| self.num_shards_alive == 0);
+            let waits = self.restart_at.filter(|_| self.num_shards_alive > 0);
             tokio::select! {
+                // Whoever tells all processes to stop must not see a restart or a failure.
+                biased;
                 name = signals.next() => {
                     info!("{name}: no new requests are taken, running ones get {} s", self.launch.drain_timeout.as_secs());
                     return self.drain(signals).await;
@@ -113,6 +122,13 @@ impl Supervisor {
                     self.restart_at = None;
                     self.start_shards()?;
                     readiness = Box::pin(wait_until_ready(self.launch.address));
+                }
+                () = sleep_until(waits.unwrap_or_else(Instant::now) + KILLED_GRACE), if waits.is_some() => {
+                    return Err(Failure::Failed(format!(
+                        "{} killed shard(s) have not ended within {} s, the kernel holds them: giving up",
+                        self.num_shards_alive,
+                        KILLED_GRACE.as_secs()
+                    )));
                 }
             }
         }
@@ -172,7 +188,7 @@ impl Supervisor {
     fn on_exit(&mut self, exit: &Exit) -> Result<(), Failure> {
         let Source::Shard { rank } = exit.source else {
             self.router = None;
-            return Err(Failure::Failed(format!("the router {}", report(exit))));
+            return Err(of_child(exit, format!("the router {}", report(exit))));
         };
         self.num_shards_alive -= 1;
         if exit.generation != self.generation || self.restart_at.is_some() {
@@ -181,13 +197,7 @@ impl Supervisor {
         // Ranks without their peers wait in a collective for ever; dropping the handles kills them.
         self.shards.clear();
         if !self.was_ready {
-            let text = format!("shard {rank} {}", report(exit));
-            let unusable = exit.status.code() == Some(MODEL_UNUSABLE);
-            return Err(if unusable {
-                Failure::Model(text)
-            } else {
-                Failure::Failed(text)
-            });
+            return Err(of_child(exit, format!("shard {rank} {}", report(exit))));
         }
         let now = Instant::now();
         self.restarts
@@ -230,7 +240,7 @@ impl Supervisor {
     }
 
     /// The router first, so that running requests keep their shards; then the shards. A second signal ends it all.
-    async fn drain(&mut self, signals: &mut Signals) -> Result<(), Failure> {
+    async fn drain(&mut self, signals: &mut StopSignals) -> Result<(), Failure> {
         if let Some(router) = &self.router {
             router.terminate();
         }
@@ -277,7 +287,7 @@ impl Supervisor {
                     self.shards.remove(&rank);
                 }
             }
-            Source::Router if exit.status.success() => self.router = None,
+            Source::Router if is_clean_end(exit.status) => self.router = None,
             Source::Router => {
                 return Err(Failure::Failed(format!(
                     "while draining the router {}",
@@ -311,6 +321,15 @@ fn backoff(attempt: usize) -> Duration {
     }
 }
 
+/// A child's end as the launcher's own.
+fn of_child(exit: &Exit, text: String) -> Failure {
+    if exit.status.code() == Some(MODEL_UNUSABLE) {
+        Failure::Model(text)
+    } else {
+        Failure::Failed(text)
+    }
+}
+
 fn report(exit: &Exit) -> String {
     let mut text = describe(exit.status);
     if !exit.last_lines.is_empty() {
@@ -325,28 +344,9 @@ fn to_json(value: &impl serde::Serialize) -> Result<String, Failure> {
         .map_err(|error| Failure::Failed(format!("cannot write a config: {error}")))
 }
 
-/// SIGTERM and SIGINT.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn new() -> Result<Self, Failure> {
-        let listen =
-            |kind| signal(kind).map_err(|error| Failure::io("cannot listen for signals", &error));
-        Ok(Self {
-            terminate: listen(SignalKind::terminate())?,
-            interrupt: listen(SignalKind::interrupt())?,
-        })
-    }
-
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
-    }
+/// A router that a signal met before it listened for signals had no request yet.
+fn is_clean_end(status: ExitStatus) -> bool {
+    status.success() || status.signal() == Some(Signal::SIGTERM as i32)
 }
 
 #[cfg(test)]

@@ -1,10 +1,17 @@
 //! Every flag of the router, declared once: `launcher` flattens these structs and hands them on as one JSON value.
 //! After start nothing reads the environment and nothing changes a config.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use clap::Args;
+use clap::builder::RangedU64ValueParser;
 use serde::{Deserialize, Serialize};
+
+/// A number of things, within reason: what is beyond would overflow somewhere, or is a typing error.
+pub fn count(range: RangeInclusive<u64>) -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(range)
+}
 
 /// All that a router needs to know.
 #[derive(Args, Clone, Debug, Serialize, Deserialize)]
@@ -66,9 +73,9 @@ pub struct StepConfig {
 #[serde(deny_unknown_fields)]
 pub struct LimitsConfig {
     /// Requests in the server at once, running and waiting; one more is answered with 429
-    #[arg(long, env = "MAX_CONCURRENT_REQUESTS", default_value_t = 128)]
+    #[arg(long, env = "MAX_CONCURRENT_REQUESTS", default_value_t = 128, value_parser = count(1..=1_000_000))]
     pub max_concurrent_requests: usize,
-    /// Largest `best_of`
+    /// Largest `best_of`; more than 1 is not supported yet, so this number is only shown by /info
     #[arg(long, env = "MAX_BEST_OF", default_value_t = 2)]
     pub max_best_of: usize,
     /// Most stop strings in one request
@@ -87,10 +94,10 @@ pub struct LimitsConfig {
     #[arg(long, env = "MAX_TOTAL_TOKENS")]
     pub max_total_tokens: Option<usize>,
     /// Largest request body, in bytes
-    #[arg(long, env = "PAYLOAD_LIMIT", default_value_t = 2_000_000)]
+    #[arg(long, env = "PAYLOAD_LIMIT", default_value_t = 2_000_000, value_parser = count(1..=1_000_000_000_000))]
     pub payload_limit: usize,
     /// Threads that tokenize prompts
-    #[arg(long, env = "VALIDATION_WORKERS", default_value_t = 2)]
+    #[arg(long, env = "VALIDATION_WORKERS", default_value_t = 2, value_parser = count(1..=1024))]
     pub validation_workers: usize,
 }
 
@@ -101,13 +108,10 @@ pub struct LimitsConfig {
 pub struct BatchingConfig {
     /// Most prompt tokens in one step; longer prompts are cut into chunks
     /// [default: 4096 on a GPU, 512 on a CPU, at most the model's positions]
-    #[arg(long, env = "MAX_BATCH_PREFILL_TOKENS")]
+    #[arg(long, env = "MAX_BATCH_PREFILL_TOKENS", value_parser = count(1..=1_000_000_000))]
     pub max_batch_prefill_tokens: Option<usize>,
-    /// Most tokens in the KV cache [default: what fits the memory]
-    #[arg(long, env = "MAX_BATCH_TOTAL_TOKENS")]
-    pub max_batch_total_tokens: Option<usize>,
     /// Most requests in one step [default: what the shard offers]
-    #[arg(long, env = "MAX_BATCH_SIZE")]
+    #[arg(long, env = "MAX_BATCH_SIZE", value_parser = count(1..=65_536))]
     pub max_batch_size: Option<usize>,
 }
 
@@ -116,7 +120,7 @@ pub struct BatchingConfig {
 #[command(next_help_heading = "HTTP")]
 #[serde(deny_unknown_fields)]
 pub struct HttpConfig {
-    /// Address to listen on
+    /// Address to listen on; a name is looked up, the machine's own means all interfaces
     #[arg(long, env = "HOSTNAME", default_value = "0.0.0.0")]
     pub hostname: String,
     /// Port to listen on; 0 takes a free one and prints it
@@ -127,7 +131,8 @@ pub struct HttpConfig {
         long,
         short = 'g',
         env = "GRACEFUL_TERMINATION_TIMEOUT",
-        default_value_t = 90
+        default_value_t = 90,
+        value_parser = clap::value_parser!(u64).range(..=31_536_000)
     )]
     pub graceful_termination_timeout: u64,
 }

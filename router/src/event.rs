@@ -105,8 +105,17 @@ pub struct Token {
     /// A special token of the vocabulary.
     pub special: bool,
     pub logprob: Option<f32>,
-    /// id, text, logprob; best first.
-    pub top: Vec<(u32, String, f32)>,
+    /// Best first.
+    pub top: Vec<Candidate>,
+}
+
+/// A token that could have been chosen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Candidate {
+    pub id: u32,
+    pub text: String,
+    pub special: bool,
+    pub logprob: f32,
 }
 
 /// The end of a request that went well.

@@ -15,6 +15,7 @@ pub mod request;
 pub mod scheduler;
 mod serve;
 pub mod server;
+pub mod signals;
 pub mod stream;
 pub mod telemetry;
 pub mod text;
@@ -22,7 +23,7 @@ pub mod tokenizer;
 pub mod validation;
 pub mod vocabulary;
 
-pub use serve::{Router, serve};
+pub use serve::{Router, ServeError, serve};
 
 /// Generated from `proto/shard/v1/shard.proto`.
 #[expect(

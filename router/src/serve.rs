@@ -4,20 +4,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail};
+use metrics_exporter_prometheus::BuildError;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{self, App};
+use crate::api::{self, App, Bodies};
 use crate::config::{LimitsConfig, RouterConfig};
 use crate::driver::{self, DriverConfig, EngineStatus};
 use crate::engine::Connector;
 use crate::engine::grpc::GrpcConnector;
 use crate::event::Failure;
 use crate::metrics::Metrics;
-use crate::model::Model;
-use crate::server::{self, Drain};
+use crate::model::{Model, ModelError};
+use crate::server::{self, Drain, ListenError};
 use crate::stream::Generator;
 use crate::tokenizer::TokenizerPool;
 
@@ -30,6 +30,39 @@ const LAST_EVENTS: Duration = Duration::from_secs(1);
 /// Bucket edges of token counts where neither flags nor config.json say how long texts may be.
 const DEFAULT_POSITIONS: usize = 4096;
 
+/// Why a router does not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("{0}")]
+    Usage(String),
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    #[error("reading the model folder panicked")]
+    ModelPanic,
+    #[error("the driver's thread has ended unexpectedly")]
+    DriverEnded,
+    #[error("cannot make the metrics: {0}")]
+    Metrics(#[from] BuildError),
+    #[error("cannot start {what}: {source}")]
+    Thread {
+        what: &'static str,
+        source: std::io::Error,
+    },
+}
+
+impl ServeError {
+    /// Of the process, by the launcher's convention: 1 a later try may succeed, 2 wrong usage, 3 not this model.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Listen(_) | Self::DriverEnded | Self::Metrics(_) | Self::Thread { .. } => 1,
+            Self::Usage(_) => 2,
+            Self::Model(_) | Self::ModelPanic => 3,
+        }
+    }
+}
+
 /// A router that is not bound to a port. Needs a Tokio runtime around it.
 #[derive(Debug)]
 pub struct Router {
@@ -38,7 +71,7 @@ pub struct Router {
 
 impl Router {
     /// Starts driver, tokenizer threads and text worker.
-    pub fn start<C>(config: &RouterConfig, model: Model, connector: C) -> anyhow::Result<Self>
+    pub fn start<C>(config: &RouterConfig, model: Model, connector: C) -> Result<Self, ServeError>
     where
         C: Connector + Send + 'static,
     {
@@ -49,10 +82,11 @@ impl Router {
         let max_input_tokens = limits.max_input_tokens.unwrap_or(max_total_tokens);
         let metrics = Arc::new(Metrics::new(max_input_tokens, max_total_tokens)?);
         let (deliveries, outbox) = mpsc::channel(DELIVERIES_CAPACITY);
+        let failed = |what| move |source| ServeError::Thread { what, source };
         let driver = driver::spawn(DriverConfig::from(config), connector, deliveries)
-            .context("cannot start the driver's thread")?;
+            .map_err(failed("the driver's thread"))?;
         let tokenizers = TokenizerPool::new(&model.tokenizer, limits.validation_workers)
-            .context("cannot start the tokenizer threads")?;
+            .map_err(failed("the tokenizer threads"))?;
         let generator = Generator::new(
             driver.commands,
             outbox,
@@ -62,6 +96,7 @@ impl Router {
         );
         let app = App {
             limits: limits.clone(),
+            bodies: Bodies::new(limits),
             model,
             tokenizers,
             generator,
@@ -96,15 +131,13 @@ impl Router {
 
 /// Serves until `shutdown` is cancelled and the drain has ended. The port is bound before anything else is read, so a
 /// taken one is known at once; whoever connects is answered as soon as the tokenizer has been read.
-pub async fn serve(config: RouterConfig, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub async fn serve(config: RouterConfig, shutdown: CancellationToken) -> Result<(), ServeError> {
     check_limits(&config.limits)?;
-    let listener = server::bind(&config.http.hostname, config.http.port).await?;
-    let address = listener
-        .local_addr()
-        .context("the bound socket has no address")?;
+    let (listener, address) = server::bind(&config.http.hostname, config.http.port).await?;
     let folder = config.model.model_path.clone();
     let name = config.model.model_name.clone();
-    let model = tokio::task::spawn_blocking(move || Model::load(&folder, name)).await??;
+    let loading = tokio::task::spawn_blocking(move || Model::load(&folder, name));
+    let model = loading.await.map_err(|_| ServeError::ModelPanic)??;
     let connector = GrpcConnector::new(config.engine.shard_sockets.clone());
     let router = Router::start(&config, model, connector)?;
     tracing::info!("listening on http://{address}");
@@ -119,7 +152,7 @@ impl Router {
         listener: TcpListener,
         timeout: Duration,
         shutdown: CancellationToken,
-    ) -> anyhow::Result<()> {
+    ) -> Result<(), ServeError> {
         let upkeep = tokio::spawn(upkeep(Arc::clone(&self.app)));
         let draining = tokio::spawn({
             let (app, shutdown) = (Arc::clone(&self.app), shutdown.clone());
@@ -137,7 +170,7 @@ impl Router {
             () = server::run(listener, self.routes(), drain) => Ok(()),
             () = gone(self.app.status.clone()) => {
                 tokio::time::sleep(LAST_EVENTS).await;
-                Err(anyhow!("the driver's thread has ended unexpectedly"))
+                Err(ServeError::DriverEnded)
             }
         };
         upkeep.abort();
@@ -159,18 +192,14 @@ async fn upkeep(app: Arc<App>) {
     }
 }
 
-/// What is wrong without knowing the engine.
-fn check_limits(limits: &LimitsConfig) -> anyhow::Result<()> {
-    if limits.validation_workers == 0 {
-        bail!("--validation-workers must be > 0. Given: 0");
-    }
-    if limits.max_concurrent_requests == 0 {
-        bail!("--max-concurrent-requests must be > 0. Given: 0");
-    }
+/// What is wrong without knowing the engine; each number's own range is checked with the flags.
+fn check_limits(limits: &LimitsConfig) -> Result<(), ServeError> {
     if let (Some(input), Some(total)) = (limits.max_input_tokens, limits.max_total_tokens)
         && input >= total
     {
-        bail!("--max-input-tokens must be < --max-total-tokens ({total}). Given: {input}");
+        return Err(ServeError::Usage(format!(
+            "--max-input-tokens must be < --max-total-tokens ({total}). Given: {input}"
+        )));
     }
     Ok(())
 }

@@ -1,7 +1,8 @@
-//! The accept loop: connections in, with timeouts for those that say nothing, and an orderly end. On a stop signal
-//! nothing new is accepted, running requests get their time, then they end with an error event.
+//! The accept loop: connections in, with timeouts for those that say or take nothing, and an orderly end. On a stop
+//! signal nothing new is accepted, running requests get their time, then they end with an error event.
 
-use std::net::SocketAddr;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,10 +12,20 @@ use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_io_timeout::TimeoutWriter;
 use tokio_util::sync::CancellationToken;
 
 /// For the first byte of a connection, for a request's headers, and between two requests of one connection.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
+/// A client that takes nothing for so long, although there is something to take, has gone or holds its place on purpose.
+pub(crate) const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+/// More wait in the kernel until one ends.
+const MAX_CONNECTIONS: usize = 8192;
+/// Of a connection, in each direction; requests have smaller headers, and longer answers go out in parts.
+const BUFFER_BYTES: usize = 64 << 10;
+/// Of one HTTP/2 connection.
+const MAX_STREAMS: u32 = 128;
 /// After running requests have been told to end, for their last bytes.
 const LAST_BYTES: Duration = Duration::from_secs(2);
 /// After an accept error, which is mostly about too many open files.
@@ -32,20 +43,59 @@ pub struct Drain<F> {
     pub expired: F,
 }
 
-/// Binds an address. A name is looked up; anything that is no address at all falls back to all interfaces, because
-/// container runtimes put their own name into `HOSTNAME`.
-pub async fn bind(hostname: &str, port: u16) -> anyhow::Result<TcpListener> {
-    use anyhow::Context;
-    let address = match hostname.trim_matches(['[', ']']).parse() {
-        Ok(address) => address,
-        Err(_) => {
-            tracing::warn!("--hostname {hostname:?} is not an IP address; listening on 0.0.0.0");
-            std::net::Ipv4Addr::UNSPECIFIED.into()
+/// An address where nobody can listen.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", self.words())]
+pub struct ListenError {
+    pub address: SocketAddr,
+    pub source: io::Error,
+}
+
+impl ListenError {
+    fn words(&self) -> String {
+        let (ip, port) = (self.address.ip(), self.address.port());
+        match self.source.kind() {
+            io::ErrorKind::AddrInUse => format!(
+                "port {port} on {ip} is taken; stop what listens there or give another --port"
+            ),
+            io::ErrorKind::PermissionDenied => {
+                format!("port {port} needs rights that this user lacks; give a --port above 1023")
+            }
+            io::ErrorKind::AddrNotAvailable => format!(
+                "no interface of this machine has the address {ip}; give another --hostname"
+            ),
+            _ => format!("cannot listen on {ip} port {port}: {}", self.source),
         }
+    }
+}
+
+/// The address that `--hostname` means. A name is looked up. The machine's own name, which container runtimes put into
+/// `HOSTNAME` unasked, and one that nobody knows mean all interfaces, as in TGI.
+pub fn address(hostname: &str, port: u16) -> SocketAddr {
+    if let Ok(ip) = hostname.trim_matches(['[', ']']).parse::<IpAddr>() {
+        return SocketAddr::new(ip, port);
+    }
+    let own = std::fs::read_to_string("/proc/sys/kernel/hostname");
+    let found: Vec<SocketAddr> = if own.is_ok_and(|own| own.trim() == hostname) {
+        Vec::new()
+    } else {
+        let found = (hostname, port).to_socket_addrs();
+        found.map(Iterator::collect).unwrap_or_default()
     };
-    let address = SocketAddr::new(address, port);
-    let listener = TcpListener::bind(address).await;
-    listener.with_context(|| format!("cannot listen on {address} (--hostname, --port)"))
+    let first = found.iter().find(|address| address.is_ipv4());
+    first.or(found.first()).copied().unwrap_or_else(|| {
+        tracing::warn!("--hostname {hostname:?} names no address; listening on 0.0.0.0");
+        SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port)
+    })
+}
+
+/// Listens on that address; 0 is replaced by the port that was free.
+pub async fn bind(hostname: &str, port: u16) -> Result<(TcpListener, SocketAddr), ListenError> {
+    let address = address(hostname, port);
+    let failed = |source| ListenError { address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok((listener, address))
 }
 
 /// Serves until the drain has ended.
@@ -54,18 +104,25 @@ pub async fn run<F: FnOnce()>(listener: TcpListener, router: Router, drain: Drai
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT);
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(BUFFER_BYTES);
     builder
         .http2()
         .timer(TokioTimer::new())
         .keep_alive_interval(Some(Duration::from_secs(30)))
-        .max_concurrent_streams(1024);
+        .max_send_buf_size(BUFFER_BYTES)
+        .max_concurrent_streams(MAX_STREAMS);
     let builder = Arc::new(builder);
     let graceful = GracefulShutdown::new();
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
-        let accepted = tokio::select! {
+        let accept = async {
+            let place = Arc::clone(&places).acquire_owned().await;
+            (place, listener.accept().await)
+        };
+        let (place, accepted) = tokio::select! {
             () = drain.signal.cancelled() => break,
-            accepted = listener.accept() => accepted,
+            accepted = accept => accepted,
         };
         let stream = match accepted {
             Ok((stream, _)) => stream,
@@ -80,6 +137,7 @@ pub async fn run<F: FnOnce()>(listener: TcpListener, router: Router, drain: Drai
         let watcher = graceful.watcher();
         let signal = drain.signal.clone();
         tokio::spawn(async move {
+            let _place = place;
             // A connection without a request has nothing to drain.
             let spoke = tokio::select! {
                 () = signal.cancelled() => false,
@@ -88,8 +146,10 @@ pub async fn run<F: FnOnce()>(listener: TcpListener, router: Router, drain: Drai
             if !spoke || stream.set_nodelay(true).is_err() {
                 return;
             }
-            let connection = builder.serve_connection(TokioIo::new(stream), service);
-            // Errors here are the client's: gone, or not HTTP.
+            let mut stream = TimeoutWriter::new(stream);
+            stream.set_timeout(Some(WRITE_TIMEOUT));
+            let connection = builder.serve_connection(TokioIo::new(Box::pin(stream)), service);
+            // Errors here are the client's: gone, not reading, or not HTTP.
             if let Err(error) = watcher.watch(connection.into_owned()).await {
                 tracing::debug!(error, "connection ended");
             }

@@ -13,10 +13,12 @@ use std::time::Instant;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::driver::Command;
-use crate::event::{Delivery, Event, Failure, FinishReason, Finished, Output, Token, Usage};
+use crate::event::{
+    Candidate, Delivery, Event, Failure, FinishReason, Finished, Output, Token, Usage,
+};
 use crate::metrics::Metrics;
 use crate::request::{Request, RequestId};
-use crate::text::{TextParams, TextStream};
+use crate::text::{TextParams, TextStream, TextStyle};
 use crate::vocabulary::Vocabulary;
 
 /// The right to have one more request in the server; given back when it is dropped.
@@ -213,7 +215,8 @@ impl Shared {
         let mut events = Vec::new();
         let mut ended = false;
         let mut text = lock(&mailbox.text);
-        for output in outputs {
+        let mut outputs = outputs.peekable();
+        while let Some(output) = outputs.next() {
             match output {
                 Output::Started { queue } => {
                     let at = Instant::now();
@@ -224,11 +227,17 @@ impl Shared {
                     let (token, stopped) = text.render(token);
                     events.push(Event::Token(token));
                     if stopped {
-                        let finished = text.finish_by_stop(mailbox.prompt_tokens);
+                        let mut finished = text.finish_by_stop(mailbox.prompt_tokens);
+                        // The driver may have ended it with the same token: TGI looks for stop strings last, OpenAI's
+                        // clients want to know that the text is whole.
+                        if let (TextStyle::Native, Some(Output::Finished { reason, .. })) =
+                            (text.stream.style(), outputs.peek())
+                        {
+                            finished.reason = *reason;
+                        }
                         events.push(Event::Finished(finished));
                         self.tell(Command::Finish(id), None);
                         ended = true;
-                        // The driver may have ended it with the same token: the stop string wins.
                         break;
                     }
                 }
@@ -274,7 +283,12 @@ impl TextState {
         let top = token
             .top
             .into_iter()
-            .map(|(id, logprob)| (id, vocabulary.token_text(id), logprob))
+            .map(|(id, logprob)| Candidate {
+                id,
+                text: vocabulary.token_text(id),
+                special: vocabulary.is_special(id),
+                logprob,
+            })
             .collect();
         let token = Token {
             id: token.id,

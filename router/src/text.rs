@@ -94,6 +94,10 @@ impl TextStream {
         text
     }
 
+    pub fn style(&self) -> TextStyle {
+        self.style
+    }
+
     /// The vocabulary that this text is made with.
     pub fn vocabulary(&self) -> &Vocabulary {
         &self.vocabulary

@@ -144,6 +144,14 @@ impl Vocabulary {
         }
     }
 
+    /// The bytes of the token's text: its own, or where the decoder respells tokens those of what it makes of this one.
+    pub fn text_bytes(&self, id: u32) -> Vec<u8> {
+        match &self.method {
+            Method::Table { .. } => self.bytes(id).to_vec(),
+            Method::Window(_) => self.token_text(id).into_bytes(),
+        }
+    }
+
     /// Marked special in the tokenizer: never part of an answer's text.
     pub fn is_special(&self, id: u32) -> bool {
         self.special.get(id as usize).copied().unwrap_or(false)
@@ -364,6 +372,12 @@ pub(crate) mod tests {
         let vocabulary = Vocabulary::new(&fallback_tokenizer(&decoder));
         assert!(matches!(vocabulary.method, Method::Window(_)));
         assert_eq!(vocabulary.token_text(258), "a");
+        assert_eq!(vocabulary.text_bytes(258), b"a");
+        let respelling =
+            serde_json::json!({"type": "Replace", "pattern": {"String": "a"}, "content": "é"});
+        let vocabulary = Vocabulary::new(&fallback_tokenizer(&respelling));
+        assert_eq!(vocabulary.bytes(258), b"a");
+        assert_eq!(vocabulary.text_bytes(258), "é".as_bytes());
     }
 
     #[test]

@@ -92,6 +92,23 @@ def _index(folder: Path, name: str) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("tokenizer.json", "{}", "tokenizer.json: "),
+        ("generation_config.json", '{"eos_token_id": "x"}', "eos_token_id should be a token id"),
+    ],
+    ids=["tokenizer", "end token"],
+)
+def test_what_only_the_router_can_tell(tmp_path, integer_folder, name, text, words):
+    folder = tmp_path / "model"
+    shutil.copytree(integer_folder, folder)
+    (folder / name).write_text(text)
+    code, text = refuse(tmp_path, "--model-id", folder)
+    assert code == MODEL, text
+    assert words in text
+
+
 def test_what_the_shard_does_not_know(tmp_path, llama_folder):
     folder = edited(llama_folder, tmp_path / "a", architectures=["GPT2LMHeadModel"])
     code, text = refuse(tmp_path, "--model-id", folder)
@@ -101,6 +118,10 @@ def test_what_the_shard_does_not_know(tmp_path, llama_folder):
     code, text = refuse(tmp_path, "--model-id", folder)
     assert code == MODEL
     assert "mish, which is not supported; supported are: " in text
+    folder = edited(llama_folder, tmp_path / "c", vocab_size=2**62)
+    code, text = refuse(tmp_path, "--model-id", folder)
+    assert code == MODEL
+    assert "has no usable `vocab_size`" in text
 
 
 @pytest.mark.parametrize(
@@ -112,6 +133,12 @@ def test_what_the_shard_does_not_know(tmp_path, llama_folder):
         (["--max-input-tokens", "9", "--max-total-tokens", "9"], "--max-input-tokens 9 must be below"),
         (["--max-batch-total-tokens", "8", "--max-total-tokens", "9"], "--max-batch-total-tokens 8"),
         (["--max-concurrent-requests", "many"], "--max-concurrent-requests"),
+        (["--max-concurrent-requests", str(2**62)], "--max-concurrent-requests"),
+        (["--max-batch-size", "0"], "--max-batch-size"),
+        (["--max-batch-size", str(2**64 - 1)], "--max-batch-size"),
+        (["--max-batch-prefill-tokens", str(2**64 - 1)], "--max-batch-prefill-tokens"),
+        (["--max-batch-total-tokens", str(2**64 - 1)], "--max-batch-total-tokens"),
+        (["-g", str(2**64 - 1)], "--graceful-termination-timeout"),
         (["--no-such-flag"], "--no-such-flag"),
         (["--log-level", "=="], "--log-level"),
     ],

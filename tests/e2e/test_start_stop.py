@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import threading
+import time
 
 import httpx
 import pytest
@@ -88,6 +89,23 @@ def test_ctrl_c_drains_without_a_traceback(launch, integer_folder, whole_group):
     assert "panicked" not in launcher.log
 
 
+def test_copies_of_a_signal_do_not_end_a_drain(launch, endless_folder):
+    """`timeout` signals its child and then its group; a wrapper may signal the router as well as the launcher."""
+    launcher = launch("--model-id", endless_folder)
+    url = launcher.wait_until_ready()
+    router = launcher.router()
+    answer = Answer()
+    for event in events(url, body("long", 1500)):
+        answer.take(event)
+        if len(answer.ids) == 3:
+            for pid in (launcher.process.pid, router, launcher.process.pid, router):
+                os.kill(pid, signal.SIGTERM)
+                time.sleep(0.05)
+    assert answer.error is None
+    assert answer.ids == integer_answer("long", 1500, eos=None)
+    assert launcher.wait() == 0
+
+
 def test_a_second_signal_ends_at_once(launch, endless_folder):
     launcher = launch("--model-id", endless_folder)
     url = launcher.wait_until_ready()
@@ -106,6 +124,7 @@ def test_a_second_signal_ends_at_once(launch, endless_folder):
     assert first.wait(60)
     launcher.process.send_signal(signal.SIGINT)
     launcher.wait_for_line("no new requests are taken", 10)
+    time.sleep(1.5)  # sooner it would count as a copy of the first
     launcher.process.send_signal(signal.SIGINT)
     assert launcher.wait(10) == 1
     assert not any(map(alive, family))
@@ -120,6 +139,14 @@ def test_a_signal_during_the_start_stops_it(launch, llama_folder):
     assert launcher.stop() in (0, 1)
     assert not any(map(alive, family))
     assert "Traceback" not in launcher.log
+
+
+def test_a_signal_before_the_router_listens_for_it_is_a_clean_stop(launch, integer_folder):
+    for _ in range(5):
+        launcher = launch("--model-id", integer_folder)
+        while len(launcher.family()) < 2:
+            assert launcher.process.poll() is None, launcher.log
+        assert launcher.stop() == 0, launcher.log
 
 
 def test_two_instances_run_side_by_side(launch, integer_folder, llama_folder):

@@ -7,8 +7,10 @@ use clap::Parser;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::getppid;
+use penstock_router::ServeError;
 use penstock_router::config::RouterConfig;
-use tokio::signal::unix::{SignalKind, signal};
+use penstock_router::signals::StopSignals;
+use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
@@ -26,20 +28,34 @@ struct Cli {
 
 #[expect(clippy::print_stderr, reason = "without a config there is no log")]
 fn main() -> ExitCode {
-    let config = match read_config() {
-        Ok(config) => config,
+    let (runtime, signals, config) = match prepare() {
+        Ok(prepared) => prepared,
         Err(error) => {
             eprintln!("error: {error:#}");
             return ExitCode::from(2);
         }
     };
-    match run(config) {
+    match run(&runtime, signals, config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             error!("{error:#}");
-            ExitCode::FAILURE
+            let code = error.downcast_ref().map_or(1, ServeError::exit_code);
+            ExitCode::from(code)
         }
     }
+}
+
+/// Listens for signals before the launcher's config is read: a signal that comes sooner kills, one that comes later is
+/// answered by a drain.
+fn prepare() -> Result<(Runtime, StopSignals, RouterConfig)> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    let signals = {
+        let _context = runtime.enter();
+        StopSignals::listen()?
+    };
+    Ok((runtime, signals, read_config()?))
 }
 
 fn read_config() -> Result<RouterConfig> {
@@ -68,25 +84,25 @@ fn read_config() -> Result<RouterConfig> {
     Ok(config)
 }
 
-fn run(config: RouterConfig) -> Result<()> {
+fn run(runtime: &Runtime, mut signals: StopSignals, config: RouterConfig) -> Result<()> {
     penstock_router::telemetry::init(&config.log)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
+    // The launcher ends a router that shall not go on with SIGKILL; whatever else comes is a copy of its SIGTERM, or
+    // somebody's who signals all processes.
+    let drains_to_the_end = config.engine.parent_pid.is_some();
     runtime.block_on(async {
         let shutdown = CancellationToken::new();
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
         let mut serving = Box::pin(penstock_router::serve(config, shutdown.clone()));
         loop {
             tokio::select! {
-                outcome = &mut serving => return outcome,
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
+                outcome = &mut serving => return Ok(outcome?),
+                _ = signals.next() => {}
             }
-            ensure!(!shutdown.is_cancelled(), "a second signal: stopped at once");
-            info!("draining");
-            shutdown.cancel();
+            if !shutdown.is_cancelled() {
+                info!("draining");
+                shutdown.cancel();
+            } else {
+                ensure!(drains_to_the_end, "a second signal: stopped at once");
+            }
         }
     })
 }

@@ -1,47 +1,99 @@
 //! Request bodies: read up to the limit, then parsed with errors that name the field. axum's own extractor answers in
 //! plain text.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::HttpBody;
+use axum::body::{Body, HttpBody};
 use axum::extract::Request;
 use axum::http::header::CONTENT_TYPE;
-use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::App;
+use crate::config::LimitsConfig;
 use crate::error::{ApiError, ErrorKind};
 
 /// A body that takes longer comes from a client that holds the connection on purpose.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// All bodies together are at most as large as those of all requests that may run, and at most this.
+const MAX_BODIES_BYTES: usize = 256 << 20;
+
+/// Bytes that bodies may still take, from their arrival until their prompts are tokens. Places for requests are given
+/// out later, when it is known how many a body needs.
+#[derive(Debug)]
+pub struct Bodies {
+    free: Arc<Semaphore>,
+}
+
+impl Bodies {
+    pub fn new(limits: &LimitsConfig) -> Self {
+        let all = limits
+            .payload_limit
+            .saturating_mul(limits.max_concurrent_requests);
+        let bytes = all.min(MAX_BODIES_BYTES).max(limits.payload_limit);
+        Self {
+            free: Arc::new(Semaphore::new(bytes)),
+        }
+    }
+
+    fn take(&self, num_bytes: usize) -> Result<OwnedSemaphorePermit, ReadError> {
+        let num_bytes = u32::try_from(num_bytes).map_err(|_| ReadError::Overloaded)?;
+        let taken = Arc::clone(&self.free).try_acquire_many_owned(num_bytes);
+        taken.map_err(|_| ReadError::Overloaded)
+    }
+
+    async fn read(&self, mut body: Limited<Body>) -> Result<JsonBody, ReadError> {
+        let mut read = JsonBody {
+            bytes: Vec::new(),
+            room: self.take(0)?,
+        };
+        while let Some(frame) = body.frame().await {
+            if let Ok(data) = frame.map_err(ReadError::Body)?.into_data() {
+                read.room.merge(self.take(data.len())?);
+                read.bytes.extend_from_slice(&data);
+            }
+        }
+        Ok(read)
+    }
+}
+
+enum ReadError {
+    Overloaded,
+    Body(axum::BoxError),
+}
+
 impl App {
-    /// Reads a JSON body.
+    /// Reads a JSON body. To be kept until its prompt is tokens: until then it counts.
     pub(super) async fn read_body(&self, request: Request) -> Result<JsonBody, ApiError> {
         check_media_type(&request)?;
         let limit = self.limits.payload_limit;
         let stated = request.body().size_hint().exact();
-        let body = Limited::new(request.into_body(), limit).collect();
+        let body = self.bodies.read(Limited::new(request.into_body(), limit));
         let Ok(read) = tokio::time::timeout(BODY_TIMEOUT, body).await else {
             let seconds = BODY_TIMEOUT.as_secs();
             let message = format!("the body did not arrive within {seconds} s");
             return Err(ApiError::new(ErrorKind::BodyTimeout, message));
         };
-        match read {
-            Ok(body) => Ok(JsonBody(body.to_bytes())),
-            Err(error) if error.is::<LengthLimitError>() => {
+        read.map_err(|error| match error {
+            ReadError::Overloaded => {
+                let message = "too many request bodies are on their way".to_owned();
+                ApiError::new(ErrorKind::Overloaded, message).retry_after(1)
+            }
+            ReadError::Body(error) if error.is::<LengthLimitError>() => {
                 let given = stated.map_or_else(|| "more".to_owned(), |stated| stated.to_string());
                 let message = format!(
                     "the body must have <= {limit} bytes (--payload-limit). Given: {given}"
                 );
-                Err(ApiError::new(ErrorKind::TooLarge, message))
+                ApiError::new(ErrorKind::TooLarge, message)
             }
-            Err(error) => {
+            ReadError::Body(error) => {
                 let message = format!("the body could not be read: {error}");
-                Err(ApiError::new(ErrorKind::Malformed, message))
+                ApiError::new(ErrorKind::Malformed, message)
             }
-        }
+        })
     }
 }
 
@@ -62,21 +114,24 @@ fn check_media_type(request: &Request) -> Result<(), ApiError> {
     Err(ApiError::new(ErrorKind::MediaType, message).with_param("Content-Type"))
 }
 
-/// A body that has arrived.
+/// A body that has arrived, and the room that it takes.
 #[derive(Debug)]
-pub(super) struct JsonBody(Bytes);
+pub(super) struct JsonBody {
+    bytes: Vec<u8>,
+    room: OwnedSemaphorePermit,
+}
 
 impl JsonBody {
     /// Takes the fields of `T`; unknown fields are ignored.
     pub(super) fn parse<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
         // A list would be taken for the fields in their order.
-        if self.0.trim_ascii_start().first() == Some(&b'[') {
+        if self.bytes.trim_ascii_start().first() == Some(&b'[') {
             return Err(wrong_type(
                 ".",
                 "the body must be a JSON object. Given: a list",
             ));
         }
-        let mut deserializer = serde_json::Deserializer::from_slice(&self.0);
+        let mut deserializer = serde_json::Deserializer::from_slice(&self.bytes);
         let parsed = serde_path_to_error::deserialize(&mut deserializer);
         let parsed = match parsed {
             Ok(parsed) => deserializer

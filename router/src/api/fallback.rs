@@ -5,20 +5,8 @@ use axum::http::{HeaderValue, Method, Uri};
 use axum::response::Response;
 
 use super::respond::ErrorStyle;
+use super::routes;
 use crate::error::{ApiError, ErrorKind};
-
-/// Paths and their methods.
-pub(super) const ROUTES: [(&str, &str); 9] = [
-    ("/", "GET, POST"),
-    ("/generate", "POST"),
-    ("/generate_stream", "POST"),
-    ("/v1/chat/completions", "POST"),
-    ("/v1/completions", "POST"),
-    ("/v1/models", "GET"),
-    ("/health", "GET"),
-    ("/info", "GET"),
-    ("/metrics", "GET"),
-];
 
 /// How many routes an answer lists.
 const NUM_NEAREST: usize = 3;
@@ -27,9 +15,8 @@ const MAX_PATH: usize = 100;
 
 pub(super) async fn unknown_route(uri: Uri) -> Response {
     let path: String = uri.path().chars().take(MAX_PATH).collect();
-    let mut routes: Vec<(usize, &str, &str)> = ROUTES
-        .iter()
-        .map(|(route, methods)| (distance(&path, route), *route, *methods))
+    let mut routes: Vec<(usize, &str, &str)> = routes()
+        .map(|(route, methods)| (distance(&path, route), route, methods))
         .collect();
     routes.sort_by_key(|(distance, ..)| *distance);
     let nearest: Vec<String> = routes
@@ -43,8 +30,8 @@ pub(super) async fn unknown_route(uri: Uri) -> Response {
 
 pub(super) async fn wrong_method(method: Method, uri: Uri) -> Response {
     let path = uri.path();
-    let methods = ROUTES.iter().find(|(route, _)| *route == path);
-    let methods = methods.map_or("GET, POST", |(_, methods)| *methods);
+    let methods = routes().find(|(route, _)| *route == path);
+    let methods = methods.map_or("GET, POST", |(_, methods)| methods);
     let message = format!("`{path}` does not accept {method}; it accepts: {methods}");
     let error = ApiError::new(ErrorKind::MethodNotAllowed, message);
     let mut response = ErrorStyle::of_path(path).response(&error);

@@ -1,7 +1,7 @@
 //! From a draft and a prompt to a running generation, and from that to a whole answer; the same for every dialect.
 
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use serde_json::Value;
 
@@ -161,22 +161,22 @@ impl Streams {
     }
 
     /// The next events of any of them, with the prompt's index; `None` when all have ended.
-    pub(super) async fn next(&mut self) -> Option<(usize, Vec<Event>)> {
-        std::future::poll_fn(|context| {
-            let mut place = 0;
-            while let Some((index, generation)) = self.0.get_mut(place) {
-                match generation.poll_next(context) {
-                    Poll::Ready(Some(events)) => return Poll::Ready(Some((*index, events))),
-                    Poll::Ready(None) => drop(self.0.remove(place)),
-                    Poll::Pending => place += 1,
-                }
+    pub(super) fn poll_next(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<(usize, Vec<Event>)>> {
+        let mut place = 0;
+        while let Some((index, generation)) = self.0.get_mut(place) {
+            match generation.poll_next(context) {
+                Poll::Ready(Some(events)) => return Poll::Ready(Some((*index, events))),
+                Poll::Ready(None) => drop(self.0.remove(place)),
+                Poll::Pending => place += 1,
             }
-            if self.0.is_empty() {
-                Poll::Ready(None)
-            } else {
-                Poll::Pending
-            }
-        })
-        .await
+        }
+        if self.0.is_empty() {
+            Poll::Ready(None)
+        } else {
+            Poll::Pending
+        }
     }
 }

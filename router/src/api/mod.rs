@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 use tokio::sync::watch;
 
 use crate::config::LimitsConfig;
@@ -28,6 +28,8 @@ use crate::metrics::Metrics;
 use crate::model::Model;
 use crate::stream::Generator;
 use crate::tokenizer::TokenizerPool;
+
+pub use body::Bodies;
 
 /// What every handler sees.
 pub(crate) type AppState = Arc<App>;
@@ -39,6 +41,7 @@ const RETRY_WHILE_STARTING: u32 = 5;
 #[derive(Debug)]
 pub struct App {
     pub limits: LimitsConfig,
+    pub bodies: Bodies,
     pub model: Model,
     pub tokenizers: TokenizerPool,
     pub generator: Generator,
@@ -81,18 +84,53 @@ impl App {
     }
 }
 
-/// All routes. The table in `fallback` lists them for the answers to unknown ones; a test holds the two together.
+/// A path, its methods as `Allow` lists them, and who serves it.
+struct Route {
+    path: &'static str,
+    methods: &'static str,
+    handlers: fn() -> MethodRouter<AppState>,
+}
+
+/// The one list of routes: the router is built from it, and the answers to unknown ones name what is in it.
+const ROUTES: [Route; 9] = [
+    route("/", "GET, POST", || get(health::health).post(tgi::compat)),
+    route("/generate", "POST", || post(tgi::generate)),
+    route("/generate_stream", "POST", || post(tgi::generate_stream)),
+    route("/v1/chat/completions", "POST", || {
+        post(openai::chat::handle)
+    }),
+    route("/v1/completions", "POST", || {
+        post(openai::completions::handle)
+    }),
+    route("/v1/models", "GET", || get(openai::models::list)),
+    route("/health", "GET", || get(health::health)),
+    route("/info", "GET", || get(health::info)),
+    route("/metrics", "GET", || get(health::metrics)),
+];
+
+const fn route(
+    path: &'static str,
+    methods: &'static str,
+    handlers: fn() -> MethodRouter<AppState>,
+) -> Route {
+    Route {
+        path,
+        methods,
+        handlers,
+    }
+}
+
+/// Every path with its methods. A test asks each for each.
+pub fn routes() -> impl Iterator<Item = (&'static str, &'static str)> {
+    ROUTES.iter().map(|route| (route.path, route.methods))
+}
+
+/// All routes.
 pub fn router(app: AppState) -> Router {
-    Router::new()
-        .route("/", get(health::health).post(tgi::compat))
-        .route("/generate", post(tgi::generate))
-        .route("/generate_stream", post(tgi::generate_stream))
-        .route("/v1/chat/completions", post(openai::chat::handle))
-        .route("/v1/completions", post(openai::completions::handle))
-        .route("/v1/models", get(openai::models::list))
-        .route("/health", get(health::health))
-        .route("/info", get(health::info))
-        .route("/metrics", get(health::metrics))
+    let router = ROUTES.iter().fold(Router::new(), |router, route| {
+        router.route(route.path, (route.handlers)())
+    });
+    router
         .fallback(fallback::unknown_route)
         .method_not_allowed_fallback(fallback::wrong_method)
         // Bodies are limited where they are read, with an answer that names the limit.

@@ -68,6 +68,7 @@ impl Record {
         for event in events {
             match event {
                 Event::Token(_) => {
+                    self.generated_tokens += 1;
                     self.first_token
                         .get_or_insert_with(|| self.arrived.elapsed());
                 }
@@ -86,7 +87,6 @@ impl Record {
         } = finished;
         self.num_open = self.num_open.saturating_sub(1);
         self.reason = Some(*reason);
-        self.generated_tokens += usage.generated_tokens;
         self.queue = self.queue.max(timings.queue);
         self.inference = self.inference.max(timings.inference);
         self.metrics.queue_duration.record(timings.queue);
@@ -159,5 +159,27 @@ impl Drop for Record {
             self.prompt_tokens,
             self.generated_tokens,
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Failure, Token};
+
+    #[test]
+    fn tokens_count_when_they_come_not_when_the_request_ends_well() {
+        let metrics = Arc::new(Metrics::new(10, 20).unwrap());
+        let mut record = Record::new(&metrics, "/generate");
+        let token = Event::Token(Token {
+            id: 1,
+            text: "a".to_owned(),
+            special: false,
+            logprob: None,
+            top: Vec::new(),
+        });
+        record.observe(&[token.clone(), token]);
+        record.observe(&[Event::Failed(Failure::EngineLost)]);
+        assert_eq!(record.generated_tokens, 2);
     }
 }

@@ -1,8 +1,10 @@
 //! Server-sent events: framing, comments that keep a silent connection open, and errors inside a stream. A stream that
-//! fails ends with an error event; one that could not even say so is cut by the server.
+//! fails ends with an error event; one that could not even say so is cut by the server, and so is one that nobody reads.
 
-use std::convert::Infallible;
 use std::io::{self, Write};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -10,12 +12,16 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::Response;
 use bytes::Bytes;
+use futures_util::Stream;
 use serde::Serialize;
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::generate::Streams;
 use super::record::Record;
 use crate::error::ApiError;
 use crate::event::Event;
+use crate::server::WRITE_TIMEOUT;
 
 /// Proxies close connections that are silent for longer.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -76,28 +82,93 @@ impl serde_json::ser::Formatter for OneLine {
     }
 }
 
-struct State<E> {
+/// What a stream is made of.
+struct Source<E> {
     streams: Streams,
     encoder: E,
     record: Record,
+    /// Ends when it is time for a comment; every write sets it anew.
+    silence: Pin<Box<Sleep>>,
+    /// When the connection took something and has not come back for more; `None` while it waits for us.
+    taken: Option<Instant>,
 }
 
-/// A response that streams; dropping it cancels what still runs.
+enum State<E> {
+    Open(Source<E>),
+    Ended,
+    /// Nobody read it: what still ran is cancelled, and its place is free.
+    Cut,
+}
+
+/// The body of a streaming response; dropping it cancels what still runs. A connection that waits for its client asks
+/// for nothing more, so somebody else must look at the clock: over HTTP/2 the socket may be well and one stream stuck.
+struct EventStream<E> {
+    state: Arc<Mutex<State<E>>>,
+    watch: AbortHandle,
+}
+
+/// A response that streams.
 pub(super) fn stream_response<E: Encoder>(
     streams: Streams,
     encoder: E,
     record: Record,
 ) -> Response {
-    let state = State {
+    let state = Arc::new(Mutex::new(State::Open(Source {
         streams,
         encoder,
         record,
-    };
-    let frames = futures_util::stream::unfold(Some(state), |state| async move {
-        let (frames, state) = state?.next().await;
-        Some((Ok::<_, Infallible>(Bytes::from(frames.0)), state))
-    });
-    respond(Body::from_stream(frames))
+        silence: Box::pin(sleep(KEEP_ALIVE)),
+        taken: Some(Instant::now()),
+    })));
+    let watch = tokio::spawn(watch(Arc::downgrade(&state))).abort_handle();
+    respond(Body::from_stream(EventStream { state, watch }))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("a stream that panicked is not polled")
+}
+
+/// Cuts the stream when it has not been read for `WRITE_TIMEOUT`.
+async fn watch<E>(state: Weak<Mutex<State<E>>>) {
+    let mut wake = Instant::now() + WRITE_TIMEOUT;
+    loop {
+        sleep_until(wake).await;
+        let Some(state) = state.upgrade() else { return };
+        let mut state = lock(&state);
+        let State::Open(source) = &*state else { return };
+        let now = Instant::now();
+        wake = source.taken.unwrap_or(now) + WRITE_TIMEOUT;
+        if wake <= now {
+            *state = State::Cut;
+            return;
+        }
+    }
+}
+
+impl<E: Encoder> Stream for EventStream<E> {
+    type Item = io::Result<Bytes>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let mut state = lock(&self.state);
+        let source = match &mut *state {
+            State::Open(source) => source,
+            State::Ended => return Poll::Ready(None),
+            State::Cut => return Poll::Ready(Some(Err(io::ErrorKind::TimedOut.into()))),
+        };
+        source.taken = None;
+        let (frames, is_last) = ready!(source.poll(context));
+        source.taken = Some(Instant::now());
+        if is_last {
+            *state = State::Ended;
+        }
+        Poll::Ready(Some(Ok(Bytes::from(frames.0))))
+    }
+}
+
+impl<E> Drop for EventStream<E> {
+    fn drop(&mut self) {
+        self.watch.abort();
+    }
 }
 
 /// A stream of one error event, for what went wrong before the first token.
@@ -119,36 +190,38 @@ fn respond(body: Body) -> Response {
     response
 }
 
-impl<E: Encoder> State<E> {
-    /// The next write, and the state unless it was the last.
-    async fn next(mut self) -> (Frames, Option<Self>) {
+impl<E: Encoder> Source<E> {
+    /// The next write, and whether it is the last.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<(Frames, bool)> {
         let mut frames = Frames::default();
-        loop {
-            let Ok(next) = tokio::time::timeout(KEEP_ALIVE, self.streams.next()).await else {
-                frames.comment();
-                return (frames, Some(self));
-            };
+        while let Poll::Ready(next) = self.streams.poll_next(context) {
             let Some((index, mut events)) = next else {
                 self.encoder.end(&mut frames);
-                return (frames, None);
+                return Poll::Ready((frames, true));
             };
             self.record.observe(&events);
             let failure = match events.last() {
                 Some(Event::Failed(failure)) => Some(failure.clone()),
                 _ => None,
             };
-            if let Some(failure) = failure {
+            if failure.is_some() {
                 events.pop();
-                self.encoder.events(index, events, &mut frames);
-                self.encoder.error(&failure.into(), &mut frames);
-                return (frames, None);
             }
             self.encoder.events(index, events, &mut frames);
-            // Text may be held back: then there is nothing to write yet.
+            if let Some(failure) = failure {
+                self.encoder.error(&failure.into(), &mut frames);
+                return Poll::Ready((frames, true));
+            }
+            // Text may be held back: then there is nothing to write yet, and the silence goes on.
             if !frames.0.is_empty() {
-                return (frames, Some(self));
+                self.silence.as_mut().reset(Instant::now() + KEEP_ALIVE);
+                return Poll::Ready((frames, false));
             }
         }
+        ready!(self.silence.as_mut().poll(context));
+        frames.comment();
+        self.silence.as_mut().reset(Instant::now() + KEEP_ALIVE);
+        Poll::Ready((frames, false))
     }
 }
 

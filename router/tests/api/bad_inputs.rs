@@ -124,8 +124,20 @@ async fn wrong_types_name_the_field() {
 {"error":"Input validation error: `inputs`: invalid type: list, expected a string","error_type":"validation"}
 "#);
     // Null is absent, as clients that send every field have it.
-    let nulls = json!({"inputs": "a", "parameters": {"max_new_tokens": 1, "temperature": null, "stop": null, "grammar": null}});
-    assert_eq!(world.post("/generate", nulls).await.status, 200);
+    let nulls = json!({"inputs": "a", "stream": null,
+        "parameters": {"max_new_tokens": 1, "temperature": null, "stop": null, "grammar": null}});
+    for path in ["/generate", "/"] {
+        assert_eq!(world.post(path, nulls.clone()).await.status, 200, "{path}");
+    }
+    let nulls = json!({"prompt": "a", "max_tokens": 1, "stream": null, "stream_options": {"include_usage": null}});
+    assert_eq!(world.post("/v1/completions", nulls).await.status, 200);
+    // `stream` means something on `/` only; elsewhere it is a field like any unknown one.
+    let wrong = json!({"inputs": "a", "stream": "x", "parameters": {"max_new_tokens": 1}});
+    assert_eq!(world.post("/generate", wrong.clone()).await.status, 200);
+    insta::assert_snapshot!(world.post("/", wrong).await.show(), @r#"
+422
+{"error":"Input validation error: `stream`: invalid type: string \"x\", expected a boolean","error_type":"validation"}
+"#);
 }
 
 #[tokio::test]

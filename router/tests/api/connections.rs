@@ -3,10 +3,14 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use axum::http::Request;
+use http_body_util::BodyExt;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use penstock_router::server::{self, Drain};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -25,7 +29,16 @@ async fn serve(
     timeout: Duration,
     expired: impl FnOnce() + Send + 'static,
 ) -> Served {
-    let listener = server::bind("127.0.0.1", 0).await.unwrap();
+    let (listener, _) = server::bind("127.0.0.1", 0).await.unwrap();
+    serve_on(listener, world, timeout, expired)
+}
+
+fn serve_on(
+    listener: TcpListener,
+    world: &World,
+    timeout: Duration,
+    expired: impl FnOnce() + Send + 'static,
+) -> Served {
     let address = listener.local_addr().unwrap();
     let stop = CancellationToken::new();
     let drain = Drain {
@@ -44,12 +57,15 @@ async fn serve(
 /// Sends a request and returns the connection without reading.
 async fn send(address: SocketAddr, path: &str, body: &str) -> TcpStream {
     let mut stream = TcpStream::connect(address).await.unwrap();
-    let length = body.len();
-    let head = format!(
-        "POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
-    );
-    stream.write_all((head + body).as_bytes()).await.unwrap();
+    let request = head(path, body.len()) + body;
+    stream.write_all(request.as_bytes()).await.unwrap();
     stream
+}
+
+fn head(path: &str, length: usize) -> String {
+    format!(
+        "POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
+    )
 }
 
 fn long() -> String {
@@ -93,6 +109,123 @@ async fn a_client_that_does_not_read_holds_nobody_up() {
     }
     let events = String::from_utf8_lossy(&text).matches("data: ").count();
     assert_eq!(events, 78);
+}
+
+/// A world whose answers are larger than every buffer on the way: about 2 MB.
+async fn world_of_long_answers() -> World {
+    World::with(|options| {
+        options.limits.max_concurrent_requests = 1;
+        options.limits.max_total_tokens = Some(4000);
+    })
+    .await
+}
+
+fn much() -> String {
+    json!({"inputs": "a", "parameters": {"ignore_eos": true, "top_n_tokens": 5}}).to_string()
+}
+
+/// Waits until the answer has been made, then lets a minute pass and waits for its place to be free.
+async fn wait_until_cut(world: &World) {
+    while world.metric("penstock_running_requests").await > 0.0 {
+        tokio::time::sleep(STEP).await;
+    }
+    tokio::time::sleep(STEP * 10).await;
+    assert_eq!(world.router.num_requests(), 1, "the answer is not taken");
+    for _ in 0..2 {
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(35)).await;
+        tokio::time::resume();
+        tokio::time::sleep(STEP * 5).await;
+    }
+    for _ in 0..100 {
+        if world.router.num_requests() == 0 {
+            return;
+        }
+        tokio::time::sleep(STEP).await;
+    }
+    panic!("a client that does not read keeps its place");
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_loses_its_place() {
+    let world = world_of_long_answers().await;
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_send_buffer_size(4096).unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let served = serve_on(socket.listen(8).unwrap(), &world, STEP, || ());
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut silent = socket.connect(served.address).await.unwrap();
+    let request = head("/generate_stream", much().len()) + &much();
+    silent.write_all(request.as_bytes()).await.unwrap();
+    wait_until_cut(&world).await;
+    // What it had not taken is gone, and it can tell.
+    let mut rest = Vec::new();
+    let _reset = silent.read_to_end(&mut rest).await;
+    assert!(!String::from_utf8_lossy(&rest).ends_with("0\r\n\r\n"));
+    assert_eq!(
+        world.metric("tgi_request_failure{err=\"dropped\"}").await,
+        1.0
+    );
+}
+
+/// Over HTTP/2 the connection lives and answers pings; it is one stream's window that stays shut.
+#[tokio::test]
+async fn a_stream_that_is_not_read_loses_its_place() {
+    let world = world_of_long_answers().await;
+    let served = serve(&world, STEP, || ()).await;
+    let stream = TcpStream::connect(served.address).await.unwrap();
+    let (mut client, connection) = http2::Builder::new(TokioExecutor::new())
+        .initial_stream_window_size(1000)
+        .handshake(TokioIo::new(stream))
+        .await
+        .unwrap();
+    let connection = tokio::spawn(connection);
+    let request = Request::post(format!("http://{}/generate_stream", served.address))
+        .header("content-type", "application/json")
+        .body(much())
+        .unwrap();
+    let response = client.send_request(request).await.unwrap();
+    wait_until_cut(&world).await;
+    // It ends with a reset, not like a whole answer.
+    assert!(response.into_body().collect().await.is_err());
+    assert!(!connection.is_finished());
+}
+
+/// Bodies that are on their way are limited together, not only one by one.
+#[tokio::test]
+async fn bodies_in_flight_are_limited() {
+    let world = World::with(|options| options.limits.max_concurrent_requests = 1).await;
+    let served = serve(&world, STEP, || ()).await;
+    let mut slow = TcpStream::connect(served.address).await.unwrap();
+    let part = head("/generate", 1900) + &" ".repeat(1800);
+    slow.write_all(part.as_bytes()).await.unwrap();
+    tokio::time::sleep(STEP * 20).await;
+    let body =
+        |length: usize| json!({"inputs": "a".repeat(length), "parameters": {"max_new_tokens": 1}});
+    let refused = world.post("/generate", body(1000)).await;
+    insta::assert_snapshot!(refused.show(), @r#"
+429
+{"error":"too many request bodies are on their way","error_type":"overloaded"}
+"#);
+    assert_eq!(world.post("/generate", body(10)).await.status, 200);
+    drop(slow);
+    tokio::time::sleep(STEP * 20).await;
+    // 1000 characters are more tokens than a prompt may have.
+    assert_eq!(world.post("/generate", body(1000)).await.status, 422);
+}
+
+#[tokio::test]
+async fn a_name_is_looked_up() {
+    for (hostname, address) in [
+        ("localhost", "127.0.0.1"),
+        ("[::1]", "::1"),
+        ("no..name", "0.0.0.0"),
+    ] {
+        let (_, bound) = server::bind(hostname, 0).await.unwrap();
+        assert_eq!(bound.ip().to_string(), address);
+        assert_ne!(bound.port(), 0);
+    }
 }
 
 #[tokio::test]

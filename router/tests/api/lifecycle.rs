@@ -258,7 +258,7 @@ async fn without_its_driver_a_server_is_not_ready() {
 #[tokio::test]
 async fn serving_ends_with_an_error_when_the_driver_is_gone() {
     let world = world_without_driver().await;
-    let listener = server::bind("127.0.0.1", 0).await.unwrap();
+    let (listener, _) = server::bind("127.0.0.1", 0).await.unwrap();
     let serving = world.router.serve(listener, STEP, CancellationToken::new());
     let outcome = tokio::time::timeout(Duration::from_secs(60), serving).await;
     let error = outcome.expect("it does not go on without").unwrap_err();

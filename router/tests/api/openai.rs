@@ -115,6 +115,40 @@ async fn stop_strings_are_removed() {
     }
 }
 
+/// Special tokens are no text, so nothing is written for a minute; what counts is the silence, not the engine's pace.
+#[tokio::test]
+async fn a_stream_without_text_is_kept_alive() {
+    let world =
+        World::with(|options| options.step_time = std::time::Duration::from_millis(20)).await;
+    // <s> is 43.
+    let bias = json!({"stream": true, "max_tokens": 60, "logit_bias": {"43": 100}});
+    let request = world.post("/v1/completions", completion(&bias));
+    let pass = async {
+        let second = std::time::Duration::from_secs(1);
+        for _ in 0..40 {
+            tokio::time::pause();
+            tokio::time::advance(second).await;
+            tokio::time::resume();
+            tokio::time::sleep(second / 50).await;
+        }
+    };
+    let (reply, ()) = tokio::join!(request, pass);
+    let comments = reply.body.matches(":\n\n").count();
+    assert!(comments >= 2, "{}", reply.body);
+}
+
+/// OpenAI's clients ask why the text ends, and a stop string is the reason even where the length would do.
+#[tokio::test]
+async fn a_stop_string_with_the_last_token_counts_as_stop() {
+    let world = World::new().await;
+    let body = completion(&json!({"max_tokens": 5}));
+    let text = world.post("/v1/completions", body).await.json()["choices"][0]["text"].clone();
+    let stop: String = text.as_str().unwrap().chars().skip(3).collect();
+    let body = completion(&json!({"max_tokens": 5, "stop": stop}));
+    let reply = world.post("/v1/completions", body).await.json();
+    assert_eq!(reply["choices"][0]["finish_reason"], "stop");
+}
+
 #[tokio::test]
 async fn completions_answer() {
     let world = World::new().await;

@@ -47,6 +47,29 @@ async fn details_list_tokens_and_candidates() {
 "#);
 }
 
+/// `<s>`, `</s>` and `<nan>` are 43 to 45.
+#[tokio::test]
+async fn special_candidates_are_marked() {
+    let world = World::new().await;
+    let parameters =
+        json!({"max_new_tokens": 30, "details": true, "top_n_tokens": 5, "ignore_eos": true});
+    let body = json!({"inputs": SHORT, "parameters": parameters});
+    let reply = world.post("/generate", body).await.json();
+    let steps = reply["details"]["top_tokens"].as_array().unwrap();
+    let candidates: Vec<_> = steps
+        .iter()
+        .flat_map(|step| step.as_array().unwrap())
+        .collect();
+    assert!(candidates.iter().any(|token| token["special"] == true));
+    for token in candidates {
+        assert_eq!(
+            token["special"],
+            token["id"].as_u64() >= Some(43),
+            "{token}"
+        );
+    }
+}
+
 #[tokio::test]
 async fn compat_answers_with_a_list_and_the_prompt() {
     let world = World::new().await;
@@ -148,6 +171,24 @@ async fn a_stop_string_over_two_tokens_is_kept_and_ends_the_answer() {
     assert_eq!(events.last().unwrap()["generated_text"], expected);
     world.wait_for_quiet().await;
     assert_eq!(world.metric("tgi_request_success").await, 3.0);
+}
+
+/// TGI looks at the length first.
+#[tokio::test]
+async fn a_stop_string_with_the_last_token_counts_as_length() {
+    let world = World::new().await;
+    let body = json!({"inputs": "once upon", "parameters": greedy(5)});
+    let text = world.post("/generate", body).await.json()["generated_text"].clone();
+    let stop: String = text.as_str().unwrap().chars().skip(3).collect();
+    for (max_new_tokens, reason) in [(5, "length"), (6, "stop_sequence")] {
+        let parameters = json!({"max_new_tokens": max_new_tokens, "stop": [stop], "details": true});
+        let body = json!({"inputs": "once upon", "parameters": parameters});
+        let reply = world.post("/generate", body.clone()).await.json();
+        assert_eq!(reply["generated_text"], text);
+        assert_eq!(reply["details"]["finish_reason"], reason);
+        let events = world.post("/generate_stream", body).await.events();
+        assert_eq!(events.last().unwrap()["details"]["finish_reason"], reason);
+    }
 }
 
 /// Absent parameters sample; parameters that say nothing do not.

@@ -35,15 +35,15 @@ impl ChatLogprobs {
             chosen: Candidate {
                 token: vocabulary.token_text(token.id),
                 logprob: token.logprob.unwrap_or_default(),
-                bytes: vocabulary.bytes(token.id).to_vec(),
+                bytes: vocabulary.text_bytes(token.id),
             },
             top_logprobs: token
                 .top
                 .iter()
-                .map(|(id, text, logprob)| Candidate {
-                    token: text.clone(),
-                    logprob: *logprob,
-                    bytes: vocabulary.bytes(*id).to_vec(),
+                .map(|candidate| Candidate {
+                    token: candidate.text.clone(),
+                    logprob: candidate.logprob,
+                    bytes: vocabulary.text_bytes(candidate.id),
                 })
                 .collect(),
         });
@@ -83,7 +83,7 @@ impl CompletionLogprobs {
                 let top = token
                     .top
                     .iter()
-                    .map(|(_, text, logprob)| (text.clone(), *logprob));
+                    .map(|candidate| (candidate.text.clone(), candidate.logprob));
                 tops.push(top.collect());
             }
         }

@@ -17,8 +17,7 @@ pub(super) enum Stop {
 
 #[derive(Debug, Deserialize)]
 pub(super) struct StreamOptions {
-    #[serde(default)]
-    pub(super) include_usage: bool,
+    include_usage: Option<bool>,
 }
 
 /// Read from the same body as the dialect's own fields. Below the line: not OpenAI's, but of many servers.
@@ -54,7 +53,7 @@ impl Sampling {
     pub(super) fn includes_usage(&self) -> bool {
         self.stream_options
             .as_ref()
-            .is_some_and(|options| options.include_usage)
+            .is_some_and(|options| options.include_usage == Some(true))
     }
 
     /// A draft without what only the dialect knows: length and log-probabilities.

@@ -23,8 +23,12 @@ use crate::validation::{Draft, NATIVE_NAMES};
 struct GenerateRequest {
     inputs: String,
     parameters: Option<Parameters>,
-    #[serde(default)]
-    stream: bool,
+}
+
+/// `stream` means something on `/` only.
+#[derive(Debug, Deserialize)]
+struct CompatRequest {
+    stream: Option<bool>,
 }
 
 /// Integers are wide so that a negative one meets the rule for its range, not an error about types.
@@ -66,12 +70,7 @@ enum Route {
 }
 
 impl GenerateRequest {
-    fn lower(self, route: Route) -> (String, Draft, Shape, bool) {
-        let streams = match route {
-            Route::Generate => false,
-            Route::Stream => true,
-            Route::Compat => self.stream,
-        };
+    fn lower(self, route: Route, streams: bool) -> (String, Draft, Shape) {
         // Without parameters TGI samples; with parameters that say nothing it does not.
         let (mut draft, details, return_full_text) = match self.parameters {
             Some(parameters) => parameters.lower(),
@@ -89,7 +88,7 @@ impl GenerateRequest {
             details,
             prompt: full.then(|| self.inputs.clone()),
         };
-        (self.inputs, draft, shape, streams)
+        (self.inputs, draft, shape)
     }
 }
 
@@ -154,12 +153,19 @@ async fn handle(app: AppState, request: Request, route: Route, path: &'static st
     let mut record = Record::new(&app.metrics, path);
     let parsed = async {
         app.ready()?;
-        app.read_body(request).await?.parse::<GenerateRequest>()
+        let body = app.read_body(request).await?;
+        let streams = match route {
+            Route::Generate => false,
+            Route::Stream => true,
+            Route::Compat => body.parse::<CompatRequest>()?.stream == Some(true),
+        };
+        Ok((body.parse::<GenerateRequest>()?, streams, body))
     };
     let error = match parsed.await {
-        Ok(body) => {
-            let (inputs, draft, shape, streams) = body.lower(route);
+        Ok((parsed, streams, body)) => {
+            let (inputs, draft, shape) = parsed.lower(route, streams);
             let started = start(&app, inputs, draft, &mut record).await;
+            drop(body);
             match started {
                 Ok(running) if streams => return stream(&app, running, shape, record),
                 // Once the handler runs a stream has status 200, as TGI's clients expect.

@@ -36,16 +36,15 @@ impl<'a> From<&'a Token> for NativeToken<'a> {
     }
 }
 
-/// Marks are not known for tokens that were only candidates; TGI shows them as not special.
 fn top_tokens(token: &Token) -> Vec<NativeToken<'_>> {
     token
         .top
         .iter()
-        .map(|(id, text, logprob)| NativeToken {
-            id: *id,
-            text,
-            logprob: Some(*logprob),
-            special: false,
+        .map(|candidate| NativeToken {
+            id: candidate.id,
+            text: &candidate.text,
+            logprob: Some(candidate.logprob),
+            special: candidate.special,
         })
         .collect()
 }

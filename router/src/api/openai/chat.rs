@@ -10,7 +10,9 @@ use serde_json::{Map, Value, json};
 use super::logprobs::ChatLogprobs;
 use super::messages::check_messages;
 use super::sampling::Sampling;
-use super::{Envelope, OpenAiUsage, check_model, error_event, error_response, finish_reason};
+use super::{
+    Envelope, OpenAiUsage, error_event, error_response, finish_reason, read, split, text_of,
+};
 use crate::api::AppState;
 use crate::api::body::JsonBody;
 use crate::api::generate::{Answer, Prompt, Running, Streams};
@@ -67,10 +69,7 @@ async fn answer(
     request: Request,
     record: &mut Record,
 ) -> Result<(Running, Wanted), ApiError> {
-    app.ready()?;
-    let body = app.read_body(request).await?;
-    let sampling: Sampling = body.parse()?;
-    check_model(app, sampling.model.as_deref())?;
+    let (body, sampling) = read(app, request).await?;
     let (messages, draft, wanted) = lower(&body, sampling)?;
     let permit = app.generator.permits(1)?.remove(0);
     let running = app
@@ -229,10 +228,7 @@ struct Delta {
 
 impl ChatStream {
     fn chunk(&mut self, tokens: &[Token], end: Option<&Finished>, out: &mut Frames) {
-        let mut content: String = tokens.iter().map(|token| token.text.as_str()).collect();
-        if let Some(end) = end {
-            content.push_str(&end.tail);
-        }
+        let content = text_of(tokens, end);
         // A first chunk goes out even without text: the client sees that its answer has begun.
         let is_empty = content.is_empty() && (!self.wants_logprobs || tokens.is_empty());
         if is_empty && end.is_none() && self.begun {
@@ -260,15 +256,7 @@ impl ChatStream {
 
 impl Encoder for ChatStream {
     fn events(&mut self, _index: usize, events: Vec<Event>, out: &mut Frames) {
-        let mut tokens = Vec::with_capacity(events.len());
-        let mut end = None;
-        for event in events {
-            match event {
-                Event::Token(token) => tokens.push(token),
-                Event::Finished(finished) => end = Some(finished),
-                Event::Failed(_) => {}
-            }
-        }
+        let (tokens, end) = split(events);
         if let Some(end) = &end {
             self.usage.add(end.usage);
         }

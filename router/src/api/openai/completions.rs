@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::logprobs::CompletionLogprobs;
 use super::sampling::Sampling;
-use super::{Envelope, OpenAiUsage, check_model, error_event, error_response, finish_reason};
+use super::{
+    Envelope, OpenAiUsage, error_event, error_response, finish_reason, read, split, text_of,
+};
 use crate::api::AppState;
 use crate::api::generate::{Prompt, Running, Streams};
 use crate::api::headers::{compute_headers, timing_headers};
@@ -85,10 +87,7 @@ async fn answer(
     request: Request,
     record: &mut Record,
 ) -> Result<(Vec<Running>, Wanted), ApiError> {
-    app.ready()?;
-    let body = app.read_body(request).await?;
-    let sampling: Sampling = body.parse()?;
-    check_model(app, sampling.model.as_deref())?;
+    let (body, sampling) = read(app, request).await?;
     let completion: CompletionRequest = body.parse()?;
     let wanted = Wanted {
         streams: sampling.streams(),
@@ -231,10 +230,7 @@ struct CompletionStream {
 
 impl CompletionStream {
     fn chunk(&mut self, index: usize, tokens: &[Token], end: Option<&Finished>, out: &mut Frames) {
-        let mut text: String = tokens.iter().map(|token| token.text.as_str()).collect();
-        if let Some(end) = end {
-            text.push_str(&end.tail);
-        }
+        let text = text_of(tokens, end);
         let is_empty = text.is_empty() && (!self.wanted.logprobs || tokens.is_empty());
         if is_empty && end.is_none() {
             return;
@@ -254,15 +250,7 @@ impl CompletionStream {
 
 impl Encoder for CompletionStream {
     fn events(&mut self, index: usize, events: Vec<Event>, out: &mut Frames) {
-        let mut tokens = Vec::with_capacity(events.len());
-        let mut end = None;
-        for event in events {
-            match event {
-                Event::Token(token) => tokens.push(token),
-                Event::Finished(finished) => end = Some(finished),
-                Event::Failed(_) => {}
-            }
-        }
+        let (tokens, end) = split(events);
         if let Some(end) = &end {
             self.usage.add(end.usage);
         }

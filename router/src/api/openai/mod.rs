@@ -9,15 +9,18 @@ mod sampling;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use axum::extract::Request;
 use axum::response::Response;
 use serde::Serialize;
 
+use self::sampling::Sampling;
 use super::App;
+use super::body::JsonBody;
 use super::record::Record;
 use super::respond::ErrorStyle;
 use super::sse::Frames;
 use crate::error::{ApiError, ErrorKind};
-use crate::event::{FinishReason, Usage};
+use crate::event::{Event, FinishReason, Finished, Token, Usage};
 
 /// What every object of one answer repeats.
 #[derive(Clone, Debug, Serialize)]
@@ -79,6 +82,35 @@ fn check_model(app: &App, model: Option<&str>) -> Result<(), ApiError> {
             Err(ApiError::new(ErrorKind::ModelNotFound, message).with_param("model"))
         }
     }
+}
+
+/// A body, with the fields that both routes have; those of its own a route parses from the same body.
+async fn read(app: &App, request: Request) -> Result<(JsonBody, Sampling), ApiError> {
+    app.ready()?;
+    let body = app.read_body(request).await?;
+    let sampling: Sampling = body.parse()?;
+    check_model(app, sampling.model.as_deref())?;
+    Ok((body, sampling))
+}
+
+/// What arrived together for one prompt, which becomes one chunk.
+fn split(events: Vec<Event>) -> (Vec<Token>, Option<Finished>) {
+    let mut tokens = Vec::with_capacity(events.len());
+    let mut end = None;
+    for event in events {
+        match event {
+            Event::Token(token) => tokens.push(token),
+            Event::Finished(finished) => end = Some(finished),
+            Event::Failed(_) => {}
+        }
+    }
+    (tokens, end)
+}
+
+fn text_of(tokens: &[Token], end: Option<&Finished>) -> String {
+    let tail = end.map(|end| end.tail.as_str());
+    let texts = tokens.iter().map(|token| token.text.as_str());
+    texts.chain(tail).collect()
 }
 
 fn error_response(error: &ApiError, record: &mut Record) -> Response {

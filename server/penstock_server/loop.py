@@ -41,6 +41,7 @@ class EngineLoop:
         self._depth = depth
         self._progress = progress
         self._stream: Stream | None = None
+        self._stop: Stop | None = None
         self._received: deque[PlanArrived] = deque()
         self._in_flight: deque[Ticket] = deque()
         self._previous_rows: RowSet | None = None
@@ -54,14 +55,11 @@ class EngineLoop:
                 self._launch(self._received.popleft())
             elif self._in_flight and self._in_flight[0].done.is_set():
                 self._collect_oldest()
+            elif self._stop is not None and self._stream is None:
+                logger.info("stopping: %s", self._stop.reason)
+                return self._stop.exit_code
             else:
-                message = self._next_message()
-                if isinstance(message, Stop):
-                    logger.info("stopping: %s", message.reason)
-                    self._finish_received()
-                    self._leave(None)
-                    return message.exit_code
-                self._handle(message)
+                self._handle(self._next_message())
 
     def _next_message(self) -> Message:
         """Waits; collects garbage once in an idle time, never while plans are in flight."""
@@ -90,6 +88,13 @@ class EngineLoop:
                     self._leave(error)
             case StreamClosed(stream=stream):
                 if stream is self._stream:
+                    self._finish_received()
+                    self._leave(None)
+            case Stop(reason=reason, after_stream=after_stream):
+                self._stop = message
+                if self._stream is not None and after_stream:
+                    logger.info("%s: stopping when the router closes its stream", reason)
+                else:
                     self._finish_received()
                     self._leave(None)
             case ProfileSteps(num_steps=num_steps, folder=folder):

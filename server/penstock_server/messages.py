@@ -76,10 +76,11 @@ class ProfileSteps:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Carry out the plans received so far, then end the process."""
+    """Carry out the plans received so far, then end the process; with `after_stream` once no Step stream is open."""
 
     exit_code: int
     reason: str
+    after_stream: bool = False
 
 
 Message = StreamOpened | PlanArrived | StreamBroken | StreamClosed | StepDone | ProfileSteps | Stop

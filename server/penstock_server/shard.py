@@ -175,7 +175,8 @@ class Shard:
         self._transport.service.publish(warmup, self._info(ready))
 
     def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
-        self._inbox.put(Stop(exit_codes.OK, "SIGTERM"))
+        # Whoever signals all processes of a service means a drain: the router closes the stream when it has drained.
+        self._inbox.put(Stop(exit_codes.OK, "SIGTERM", after_stream=True))
 
 
 def pick_device(config: ShardConfig) -> torch.device:

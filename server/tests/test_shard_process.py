@@ -244,16 +244,18 @@ def test_control_records_a_trace(shard, step, tmp_path):
     assert json.loads(trace.read_text())["traceEvents"]
 
 
-def test_sigterm_answers_what_was_received_and_ends_well(model_path):
+def test_sigterm_ends_a_shard_when_its_stream_is_closed(model_path):
     with ShardGroup(model_path) as group:
         group.open()
         group.submit(1, first_plan())
         group.receive()
-        group.submit(2, PlanDraft(rows=[PlanRow(0)]).encode())
-        assert group.receive().plan_id == 2
         rank = group.ranks[0]
         rank.process.send_signal(signal.SIGINT)  # the launcher's to handle
-        rank.process.send_signal(signal.SIGTERM)
+        for plan_id in (2, 3):
+            rank.process.send_signal(signal.SIGTERM)
+            group.submit(plan_id, PlanDraft(rows=[PlanRow(0)]).encode())
+            assert group.receive().plan_id == plan_id
+        group.half_close()
         assert rank.wait() == exit_codes.OK
         assert "Traceback" not in group.log.read_text()
 

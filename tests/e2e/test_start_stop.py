@@ -90,15 +90,15 @@ def test_ctrl_c_drains_without_a_traceback(launch, integer_folder, whole_group):
 
 
 def test_copies_of_a_signal_do_not_end_a_drain(launch, endless_folder):
-    """`timeout` signals its child and then its group; a wrapper may signal the router as well as the launcher."""
+    """`timeout` signals its child and then its group; systemd signals every process of a service."""
     launcher = launch("--model-id", endless_folder)
     url = launcher.wait_until_ready()
-    router = launcher.router()
+    family = launcher.family()
     answer = Answer()
     for event in events(url, body("long", 1500)):
         answer.take(event)
         if len(answer.ids) == 3:
-            for pid in (launcher.process.pid, router, launcher.process.pid, router):
+            for pid in (launcher.process.pid, *family) * 2:
                 os.kill(pid, signal.SIGTERM)
                 time.sleep(0.05)
     assert answer.error is None

@@ -251,8 +251,9 @@ impl FakeShard {
             status: outcome.status,
             num_tokens: u32::from(outcome.sampled.is_some()),
         });
+        // Only the token of the row just before can be continued.
+        occupant.last_sampled = outcome.sampled.map(|(token, _)| token);
         if let Some((token, next)) = outcome.sampled {
-            occupant.last_sampled = Some(token);
             occupant.num_generated += 1;
             result.token_ids.push(token);
             self.add_logprobs(&occupant, token, next, result);

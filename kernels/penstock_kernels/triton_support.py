@@ -4,7 +4,7 @@ interpreter is on, as it is in tests. Triton is imported with the first kernel t
 
 import functools
 import importlib.util
-import os
+import sys
 
 import torch
 
@@ -15,10 +15,10 @@ def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-@functools.cache
 def is_interpreted() -> bool:
-    """Whether triton's interpreter is on. Read once: triton decides it when a kernel is defined."""
-    return os.environ.get("TRITON_INTERPRET") == "1" and has_triton()
+    """Whether this process has imported triton with its interpreter on."""
+    triton = sys.modules.get("triton")
+    return triton is not None and bool(triton.knobs.runtime.interpret)
 
 
 def uses_triton(tensor: torch.Tensor) -> bool:

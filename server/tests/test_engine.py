@@ -379,19 +379,19 @@ def test_out_of_memory_is_fatal_where_the_seats_could_not_be_killed(gated, monke
         gated.receive()
 
 
-class BrokenStream:
-    """A CUDA stream and its event: an operation has failed, which shows when somebody waits."""
+class BrokenEvent:
+    """A CUDA event behind an operation that has failed, which shows when somebody waits."""
 
-    def record_event(self):
-        return self
+    def record(self):
+        pass
 
     def synchronize(self):
         raise RuntimeError("CUDA error: an illegal memory access")
 
 
 def test_an_error_that_shows_when_the_step_is_waited_for_reaches_the_caller(engine, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "current_stream", BrokenStream)
-    monkeypatch.setattr(engine.engine, "_device", torch.device("cuda"))
+    monkeypatch.setattr(engine.engine, "_is_cuda", True)
+    monkeypatch.setattr(engine.engine, "_step_ended", [BrokenEvent()])
     engine.start(PlanDraft(registrations=[new(0)], appends=blocks(0, 1), rows=[PlanRow(0, ids=(1,))]))
     assert engine.tickets[0].done.wait(30), "the ticket was never answered"
     with pytest.raises(RuntimeError, match="illegal memory access"):

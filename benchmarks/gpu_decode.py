@@ -1,7 +1,7 @@
 """An 8B-shaped model in bf16 in the engine of this process, without router and HTTP: decode steps at several batch
 sizes with 1k of context, and prefill of one prompt, each beside this card's limits; and a profile of decode steps.
 
-`PYTHONPATH=server:kernels:kernels/benches python benchmarks/gpu_decode.py --folder /dev/shm/8b --profile FILE`
+`PYTHONPATH=server:kernels/benches python benchmarks/gpu_decode.py --folder /dev/shm/8b --profile FILE`
 """
 
 import argparse

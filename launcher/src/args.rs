@@ -164,7 +164,7 @@ mod tests {
     fn numbers_have_ranges() {
         for (flag, largest) in [
             ("--max-concurrent-requests", 1_000_000),
-            ("--payload-limit", 1_000_000_000_000),
+            ("--payload-limit", u32::MAX.into()),
             ("--validation-workers", 1024),
             ("--max-batch-size", 65_536),
             ("--max-batch-prefill-tokens", 1_000_000_000),

@@ -94,7 +94,7 @@ pub struct LimitsConfig {
     #[arg(long, env = "MAX_TOTAL_TOKENS")]
     pub max_total_tokens: Option<usize>,
     /// Largest request body, in bytes
-    #[arg(long, env = "PAYLOAD_LIMIT", default_value_t = 2_000_000, value_parser = count(1..=1_000_000_000_000))]
+    #[arg(long, env = "PAYLOAD_LIMIT", default_value_t = 2_000_000, value_parser = count(1..=u32::MAX.into()))]
     pub payload_limit: usize,
     /// Threads that tokenize prompts
     #[arg(long, env = "VALIDATION_WORKERS", default_value_t = 2, value_parser = count(1..=1024))]

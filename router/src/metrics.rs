@@ -198,8 +198,8 @@ impl Metrics {
             (&self.batch_inference_count.decode, counters.decode_steps),
             (&self.batch_inference_success.prefill, stats.prefill.steps),
             (&self.batch_inference_success.decode, stats.decode.steps),
-            (&self.batch_inference_failure.prefill, prefill.failed),
-            (&self.batch_inference_failure.decode, decode.failed),
+            (&self.batch_inference_failure.prefill, prefill.lost),
+            (&self.batch_inference_failure.decode, decode.lost),
             (&self.batch_concat, counters.joins),
             (&self.steps, stats.prefill.steps + stats.decode.steps),
             (

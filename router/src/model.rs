@@ -41,6 +41,9 @@ pub enum ModelError {
     },
 }
 
+/// With `min_new_tokens` they travel with the request, and a shard takes no more.
+const MAX_END_TOKENS: usize = 1024;
+
 impl Model {
     /// Reads `config.json` and `tokenizer.json`, and where they are `generation_config.json`, `tokenizer_config.json` and
     /// `chat_template.jinja`.
@@ -60,6 +63,13 @@ impl Model {
                 .collect()
         });
         let eos_ids = within_vocabulary(eos_ids, vocab_size(&config));
+        if eos_ids.len() > MAX_END_TOKENS {
+            return Err(ModelError::Field {
+                path: folder.join("generation_config.json"),
+                field: "eos_token_id",
+                expected: "at most 1024 ids",
+            });
+        }
         if eos_ids.is_empty() {
             tracing::warn!(
                 "no eos_token_id in config.json or generation_config.json: answers end by length only"

@@ -70,23 +70,34 @@ impl ListenError {
 }
 
 /// The address that `--hostname` means. A name is looked up. The machine's own name, which container runtimes put into
-/// `HOSTNAME` unasked, and one that nobody knows mean all interfaces, as in TGI.
+/// `HOSTNAME` unasked, one that nobody knows and one of another machine mean all interfaces, as in TGI.
 pub fn address(hostname: &str, port: u16) -> SocketAddr {
     if let Ok(ip) = hostname.trim_matches(['[', ']']).parse::<IpAddr>() {
         return SocketAddr::new(ip, port);
     }
-    let own = std::fs::read_to_string("/proc/sys/kernel/hostname");
-    let found: Vec<SocketAddr> = if own.is_ok_and(|own| own.trim() == hostname) {
+    let own = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let found = if first_label(own.trim()) == first_label(hostname) {
         Vec::new()
     } else {
-        let found = (hostname, port).to_socket_addrs();
-        found.map(Iterator::collect).unwrap_or_default()
+        let found = (hostname, port).to_socket_addrs().into_iter().flatten();
+        found.filter(is_local).collect()
     };
     let first = found.iter().find(|address| address.is_ipv4());
     first.or(found.first()).copied().unwrap_or_else(|| {
-        tracing::warn!("--hostname {hostname:?} names no address; listening on 0.0.0.0");
+        tracing::warn!(
+            "--hostname {hostname:?} names no address of this machine; listening on 0.0.0.0"
+        );
         SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port)
     })
+}
+
+/// A machine's name may be set with or without its domain.
+fn first_label(name: &str) -> &str {
+    name.split('.').next().unwrap_or(name)
+}
+
+fn is_local(address: &SocketAddr) -> bool {
+    std::net::TcpListener::bind((address.ip(), 0)).is_ok()
 }
 
 /// Listens on that address; 0 is replaced by the port that was free.

@@ -15,6 +15,10 @@ from penstock_server.batch import StagedStep
 from penstock_server.staging import StepShape
 
 
+# Each captured size keeps logits of its own; larger steps hide their launches.
+MAX_CAPTURED_ROWS = 256
+
+
 @dataclass(frozen=True, slots=True)
 class Forwarded:
     """What the forward part leaves. After a replay these are the graph's own tensors: used before the next step."""
@@ -51,7 +55,9 @@ class Graphs:
     def warm_up(self, staged: StagedStep) -> None:
         """Makes later runs of this size fast: by a call, and by a capture where it can be. The largest size first."""
         self._function(staged)
-        if self._can_capture and staged.shape.decode and staged.shape not in self._captured:
+        shape = staged.shape
+        worth_it = shape.decode and shape.num_rows <= MAX_CAPTURED_ROWS
+        if self._can_capture and worth_it and shape not in self._captured:
             self._capture(staged)
         if self._device.type == "cuda":
             torch.cuda.synchronize()  # the caller builds the next size in the same host buffer

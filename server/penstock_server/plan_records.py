@@ -14,7 +14,7 @@ MODE_GENERATE, MODE_POOL, MODE_SCORE = 1, 2, 3
 # As a plain integer: the complement of an IntFlag holds its own members only.
 KNOWN_FLAGS = int(SeatFlag.DO_SAMPLE | SeatFlag.LOGPROBS | SeatFlag.RAW_LOGPROBS | SeatFlag.PROMPT_LOGPROBS)
 # Most entries of each list of edits (biases, bans, min-length ids): a step pays for the longest among its rows. Stated
-# in shard.proto too; the router refuses a longer list when it validates the request.
+# in shard.proto too; the router refuses longer lists of biases with the request, of end tokens with the model.
 MAX_EDITS = 1024
 LARGEST_INT = np.iinfo(np.int32).max
 LARGEST_FLOAT = float(np.finfo(np.float32).max)

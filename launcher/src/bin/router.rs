@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use nix::sys::prctl::set_pdeathsig;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use nix::unistd::getppid;
 use penstock_router::ServeError;
@@ -58,6 +59,15 @@ fn prepare() -> Result<(Runtime, StopSignals, RouterConfig)> {
     Ok((runtime, signals, read_config()?))
 }
 
+/// As many open files as the system lets us have: the usual soft limit of 1024 is fewer than connections may be open.
+fn allow_many_connections() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!("cannot raise the limit of open files: {error}");
+    }
+}
+
 fn read_config() -> Result<RouterConfig> {
     let mut arguments = std::env::args_os().skip(1);
     if arguments
@@ -86,6 +96,7 @@ fn read_config() -> Result<RouterConfig> {
 
 fn run(runtime: &Runtime, mut signals: StopSignals, config: RouterConfig) -> Result<()> {
     penstock_router::telemetry::init(&config.log)?;
+    allow_many_connections();
     // The launcher ends a router that shall not go on with SIGKILL; whatever else comes is a copy of its SIGTERM, or
     // somebody's who signals all processes.
     let drains_to_the_end = config.engine.parent_pid.is_some();

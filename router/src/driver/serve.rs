@@ -57,7 +57,7 @@ impl<E: Engine> Serving<'_, E> {
         };
         let lost: Vec<StepKind> = self.pacing.in_flight().collect();
         for kind in lost {
-            self.totals(kind.feeds).failed += 1;
+            self.totals(kind.feeds).lost += 1;
         }
         self.scheduler
             .fail_all(&Failure::EngineLost, &mut self.outbox.pending);

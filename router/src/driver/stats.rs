@@ -10,7 +10,7 @@ use crate::scheduler::Counters;
 pub struct StepTotals {
     pub steps: u64,
     /// Sent to an engine that was lost before it answered.
-    pub failed: u64,
+    pub lost: u64,
     /// On the device, from the start of a step to its end.
     pub step_time: Duration,
     /// Of that, in the model's forward pass.

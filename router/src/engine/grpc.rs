@@ -29,6 +29,8 @@ pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
 const WINDOW_BYTES: u32 = 8 << 20;
 /// For what a shard answers from memory. Long, because importing torch may keep its interpreter busy.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// For `Open`: before it answers, a shard ends the plans that a stream before it left.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 /// Between two messages of warm-up, which comes in phases: reading the weights is the longest.
 const PROGRESS_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 /// Plans are bounded by the depth; `Open` goes the same way.
@@ -276,11 +278,11 @@ async fn open_stream(
         .try_send(open)
         .expect("the channel is empty and its receiver is here");
     let opening = client.step(ReceiverStream::new(requests));
-    let responses = answer(rank, "Open", ANSWER_TIMEOUT, opening).await?;
+    let responses = answer(rank, "Open", OPEN_TIMEOUT, opening).await?;
     let mut responses = responses
         .map_err(|status| failed(rank, &status))?
         .into_inner();
-    let first = answer(rank, "Open", ANSWER_TIMEOUT, responses.message())
+    let first = answer(rank, "Open", OPEN_TIMEOUT, responses.message())
         .await?
         .map_err(|status| failed(rank, &status))?;
     match first.and_then(|message| message.body) {

@@ -14,7 +14,6 @@ import penstock_kernels
 from penstock_server.batch import StagedStep
 from penstock_server.staging import StepShape
 
-
 # Each captured size keeps logits of its own; larger steps hide their launches.
 MAX_CAPTURED_ROWS = 256
 

@@ -43,8 +43,14 @@ def test_kernels_equal_their_references_in_the_interpreter():
 def test_the_interpreter_runs_the_kernels():
     """What the test above relies on."""
     pytest.importorskip("triton")
-    code = "import torch, triton\nfrom penstock_kernels.triton_support import uses_triton\nprint(uses_triton(torch.ones(1)))"
+    lines = (
+        "import torch, triton",
+        "from penstock_kernels.triton_support import uses_triton",
+        "print(uses_triton(torch.ones(1)))",
+    )
     for flag, expected in (("1", "True"), ("0", "False")):
         environment = {**os.environ, "TRITON_INTERPRET": flag, "PYTHONPATH": os.pathsep.join(sys.path)}
-        finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+        finished = subprocess.run(
+            [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, env=environment
+        )
         assert finished.stdout.strip() == expected, finished.stderr

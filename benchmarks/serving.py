@@ -44,17 +44,16 @@ def measure(case: Case, rounds: int) -> None:
         for streams in STREAMS:
             results: dict[str, list[Round]] = {name: [] for name in ports}
             for number in range(rounds + 1):
-                before = counters(ours)
+                if number <= 1:
+                    before = counters(ours)
                 for name, port in ports.items():
                     # No two rounds of any case ask the same, so that no server can answer from a cache.
                     prompt = f"{streams} {number} {PROMPT}"
                     result = _round(client.Load(port, names[name], prompt, case.max_tokens), streams)
                     if number:  # round 0 warms both up
                         results[name].append(result)
-                    if name == "penstock":
-                        after = counters(ours)
             _report(case, streams, results)
-            _report_outside(case, streams, before, after)
+            _report_outside(case, streams, before, counters(ours))
 
 
 def _round(load: client.Load, streams: int) -> Round:
@@ -85,8 +84,8 @@ def _report(case: Case, streams: int, results: dict[str, list[Round]]) -> None:
 
 
 def _report_outside(case: Case, streams: int, before: dict[str, float], after: dict[str, float]) -> None:
-    """The last round's decode steps, from the router's counters: the part of a step outside the forward pass, and how
-    many steps had their successor waiting when they ended."""
+    """The decode steps of the counted rounds, by the router's counters: their part outside the model's layers, and how many
+    had their successor waiting when they ended."""
     spent = {name: after[name] - before.get(name, 0.0) for name in after}
     steps = spent['tgi_batch_inference_success{method="decode"}']
     step_us = spent['penstock_step_microseconds_total{method="decode"}']

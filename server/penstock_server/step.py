@@ -89,9 +89,9 @@ class StepRunner:
         clock, results = self._clocks[staged.entry], self._results[staged.entry]
         results.clear()
         self._parts.staging.upload(staged.entry, staged.shape)
-        clock.note(Moment.FORWARD_BEGINS)
+        clock.note(Moment.FORWARD_BEGINS, inside=False)
         forwarded = self.graphs.run(staged)
-        clock.note(Moment.FORWARD_ENDS)
+        clock.note(Moment.FORWARD_ENDS, inside=False)
         ids, logprobs = self._sample(staged, forwarded)
         # What a graph left is copied before the next step is launched, whose replay overwrites it.
         output = StepOutput(
@@ -135,9 +135,11 @@ class StepRunner:
         self._parts.seats.apply(edits)
 
     def _forward(self, staged: StagedStep) -> Forwarded:
-        parts = self._parts
+        parts, clock = self._parts, self._clocks[staged.entry]
         prepared = forward_batch(parts.staging.device(staged.shape), staged, parts.seats, parts.kv.tokens_per_block)
+        clock.note(Moment.FORWARD_BEGINS, inside=True)
         hidden = parts.model.forward(prepared.batch, parts.kv)
+        clock.note(Moment.FORWARD_ENDS, inside=True)
         if not staged.shape.num_samples:
             return Forwarded(prepared.row_seats, None)
         logits = parts.model.logits(hidden.index_select(0, prepared.batch.logits_index))

@@ -18,15 +18,21 @@ class Moment(IntEnum):
 class StepClock:
     """The moments of one step. Used again for a later one, when the times of this have been read.
 
-    On CUDA they are events between what is launched, never inside a captured graph, where an event cannot be timed.
+    On CUDA they are events between what is launched. Inside what a graph captures no event can be timed, so there the
+    forward part is all of it; on the host it is the model's layers only.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._seconds = [0.0] * len(Moment)
         self._events = [_timing_event() for _ in Moment] if device.type == "cuda" else []
 
-    def note(self, moment: Moment) -> None:
-        """The step has come to this moment, or will have when the stream gets here."""
+    def note(self, moment: Moment, inside: bool | None = None) -> None:
+        """The step has come to this moment, or will have when the stream gets here.
+
+        `inside`: of two places of a moment, whether this is the one that a graph captures; None: there is one place.
+        """
+        if inside is bool(self._events):
+            return
         if self._events:
             self._events[moment].record()
         else:

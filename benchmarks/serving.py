@@ -84,8 +84,8 @@ def _report(case: Case, streams: int, results: dict[str, list[Round]]) -> None:
 
 
 def _report_outside(case: Case, streams: int, before: dict[str, float], after: dict[str, float]) -> None:
-    """The decode steps of the counted rounds, by the router's counters: their part outside the model's layers, and how many
-    had their successor waiting when they ended."""
+    """The decode steps of the counted rounds, by the router's counters: their part outside the model's layers, and how
+    many had their successor waiting when they ended."""
     spent = {name: after[name] - before.get(name, 0.0) for name in after}
     steps = spent['tgi_batch_inference_success{method="decode"}']
     step_us = spent['penstock_step_microseconds_total{method="decode"}']

@@ -9,6 +9,7 @@ import asyncio
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import client
 import gpu_models
@@ -49,10 +50,11 @@ def measure(options: argparse.Namespace, shape: gpu_models.Shape, bandwidth: flo
     with servers.penstock(options.folder, *flags) as port:
         record.report("gpu_serving", "ready", time.monotonic() - begin, "s")
         for streams in options.streams:
-            load = client.Load(port, "tgi", gpu_models.prompt(PROMPT_TOKENS - 1), NEW_TOKENS)
-            asyncio.run(client.run(load, streams))
-            before = counters(port)
-            seconds, answers = asyncio.run(client.run(load, streams))
+            for turn in range(2):  # the first warms up
+                before = counters(port)
+                # The client puts its number first: the prompts of two turns differ from the second word on.
+                load = client.Load(port, "tgi", f"w{turn} {gpu_models.prompt(PROMPT_TOKENS - 2)}", NEW_TOKENS)
+                seconds, answers = asyncio.run(client.run(load, streams))
             after = counters(port)
             speeds[streams] = sum(answer.tokens for answer in answers) / seconds
             _report_steps(streams, before, after, _floor(shape, streams, bandwidth))
@@ -93,13 +95,31 @@ def compare(options: argparse.Namespace, ours: dict[int, float]) -> None:
     text = gpu_models.prompt(PROMPT_TOKENS - 1)
     config = GenerationConfig(max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=-1, pad_token_id=0)
     for streams in options.streams:
-        prompts = [tokenizer(f"{number} {text}").input_ids for number in range(streams)]
-        # The set-up of its cache and its graphs is not counted: seconds run from the first request to the last token.
-        outputs = model.generate_batch(prompts, generation_config=config, record_timestamps=True).values()
-        seconds = max(output.timestamps[-1] for output in outputs) - min(output.created_time for output in outputs)
-        tokens = sum(len(output.generated_tokens) for output in outputs)
-        peer = record.Peer("transformers generate_batch, in process", tokens / seconds)
+        manager = model.init_continuous_batching(generation_config=config)
+        manager.start()
+        # What it sets up with its first requests is not counted; the prompts differ from the first word on.
+        for turn in range(2):
+            prompts = [tokenizer(f"w{turn * streams + number} {text}").input_ids for number in range(streams)]
+            seconds, tokens = _peer_round(manager, prompts)
+        manager.stop(block=True)
+        peer = record.Peer("transformers continuous batching, in process", tokens / seconds)
         record.report("gpu_serving", f"{streams}/tokens_per_s", ours[streams], "tokens/s", peer)
+
+
+def _peer_round(manager: Any, prompts: list[list[int]]) -> tuple[float, int]:
+    """Seconds from the first request to the last answer, and the tokens of all answers."""
+    begin = time.monotonic()
+    for prompt in prompts:
+        manager.add_request(prompt, max_new_tokens=NEW_TOKENS)
+    tokens, waiting = 0, len(prompts)
+    while waiting:
+        output = manager.get_result(timeout=60)
+        if output is None:
+            raise RuntimeError(f"transformers left {waiting} requests without an answer for a minute")
+        if output.is_finished():
+            tokens += len(output.generated_tokens)
+            waiting -= 1
+    return time.monotonic() - begin, tokens
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ fn launch(cli: &Cli, output: &Output, started: Instant) -> Result<(), Failure> {
     describe(&preflight);
     let launch = Launch {
         address: preflight.address,
-        model_name: served_name(&preflight),
+        model_name: served_name(cli, &preflight),
         python: preflight.python.clone(),
         router: preflight::own_path()?.with_file_name("router"),
         router_config: serde_json::to_string(&router_config).map_err(|error| {
@@ -88,6 +88,7 @@ fn router_config(cli: &Cli, preflight: &Preflight, folder: &RuntimeFolder) -> Ro
         model: ModelConfig {
             model_path: preflight.model.folder.clone(),
             model_name: preflight.model_name.clone(),
+            model_id: cli.model.model_id.clone(),
         },
         engine: EngineConfig {
             shard_sockets: (0..preflight.num_ranks)
@@ -103,7 +104,7 @@ fn router_config(cli: &Cli, preflight: &Preflight, folder: &RuntimeFolder) -> Ro
     }
 }
 
-fn served_name(preflight: &Preflight) -> String {
+fn served_name(cli: &Cli, preflight: &Preflight) -> String {
     let folder = &preflight.model.folder;
     let of_folder = || {
         folder
@@ -112,7 +113,11 @@ fn served_name(preflight: &Preflight) -> String {
             .to_string_lossy()
             .into_owned()
     };
-    preflight.model_name.clone().unwrap_or_else(of_folder)
+    let served = cli.http.served_model_name.clone();
+    served
+        .filter(|name| !name.is_empty())
+        .or_else(|| preflight.model_name.clone())
+        .unwrap_or_else(of_folder)
 }
 
 fn describe(preflight: &Preflight) {

@@ -41,6 +41,9 @@ pub struct ModelConfig {
     /// Name under which the model is served; the folder's own name if absent
     #[arg(long)]
     pub model_name: Option<String>,
+    /// What the launcher's `--model-id` says; requests may name the model by it
+    #[arg(long, hide = true)]
+    pub model_id: Option<String>,
 }
 
 /// Where the shards listen.
@@ -126,6 +129,16 @@ pub struct HttpConfig {
     /// Port to listen on; 0 takes a free one and prints it
     #[arg(long, short, env = "PORT", default_value_t = 3000)]
     pub port: u16,
+    /// Name of the model in /v1 requests and answers, beside its own [default: the model's folder name]
+    #[arg(long, env = "SERVED_MODEL_NAME")]
+    pub served_model_name: Option<String>,
+    /// File to take in place of the model's `tokenizer_config.json`, its chat template included; a file that
+    /// ends in .jinja is the chat template alone
+    #[arg(long, env = "TOKENIZER_CONFIG_PATH")]
+    pub tokenizer_config_path: Option<PathBuf>,
+    /// Native streams that fail before their first token answer with the error's status instead of 200 and an event
+    #[arg(long, env = "STREAM_ERROR_STATUS", value_parser = clap::builder::BoolishValueParser::new())]
+    pub stream_error_status: bool,
     /// Seconds that running requests get after a stop signal
     #[arg(
         long,

@@ -128,8 +128,16 @@ impl Codes {
     }
 }
 
+/// How far the engine's start is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Progress {
+    pub phase: String,
+    /// Inside the phase.
+    pub fraction: f32,
+}
+
 /// An error on its way to a client. The text is safe to show.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("{message}")]
 pub struct ApiError {
     pub kind: ErrorKind,
@@ -138,6 +146,8 @@ pub struct ApiError {
     pub param: Option<String>,
     /// Seconds after which another try makes sense.
     pub retry_after: Option<u32>,
+    /// Of an engine that is starting.
+    pub progress: Option<Progress>,
 }
 
 impl ApiError {
@@ -147,6 +157,7 @@ impl ApiError {
             message: message.into(),
             param: None,
             retry_after: None,
+            progress: None,
         }
     }
 
@@ -159,6 +170,15 @@ impl ApiError {
     #[must_use]
     pub fn retry_after(mut self, seconds: u32) -> Self {
         self.retry_after = Some(seconds);
+        self
+    }
+
+    #[must_use]
+    pub fn with_progress(mut self, phase: &str, fraction: f32) -> Self {
+        self.progress = Some(Progress {
+            phase: phase.to_owned(),
+            fraction,
+        });
         self
     }
 }

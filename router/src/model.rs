@@ -8,6 +8,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
+use crate::chat::source::{self, TokenizerConfig};
 use crate::chat::template::ChatTemplate;
 use crate::vocabulary::Vocabulary;
 
@@ -46,16 +47,25 @@ const MAX_END_TOKENS: usize = 1024;
 
 impl Model {
     /// Reads `config.json` and `tokenizer.json`, and where they are `generation_config.json`, `tokenizer_config.json` and
-    /// `chat_template.jinja`.
+    /// the chat template's file.
     pub fn load(folder: &Path, name: Option<String>) -> Result<Self, ModelError> {
+        Self::load_with(folder, name, None)
+    }
+
+    /// The same with `--tokenizer-config-path`.
+    pub fn load_with(
+        folder: &Path,
+        name: Option<String>,
+        tokenizer_config: Option<&Path>,
+    ) -> Result<Self, ModelError> {
         let config = read_json(folder, "config.json")?.ok_or(ModelError::Missing {
             folder: folder.to_owned(),
             file: "config.json",
         })?;
         let generation_config = read_json(folder, "generation_config.json")?.unwrap_or_default();
-        let tokenizer_config = read_json(folder, "tokenizer_config.json")?.unwrap_or_default();
+        let tokenizer_config = TokenizerConfig::read(folder, tokenizer_config)?;
         let tokenizer = read_tokenizer(folder)?;
-        let special_tokens = special_tokens(&tokenizer_config);
+        let special_tokens = special_tokens(&tokenizer_config.fields);
         let eos_ids = eos_ids(folder, &config, &generation_config)?.unwrap_or_else(|| {
             let eos = special_tokens.get("eos_token");
             eos.and_then(|token| tokenizer.token_to_id(token))
@@ -93,19 +103,23 @@ impl Model {
     }
 }
 
-fn read(folder: &Path, file: &'static str) -> Result<Option<String>, ModelError> {
-    let path = folder.join(file);
-    match std::fs::read_to_string(&path) {
+pub(crate) fn read(folder: &Path, file: &'static str) -> Result<Option<String>, ModelError> {
+    read_path(&folder.join(file))
+}
+
+/// `None` if there is no such file.
+pub(crate) fn read_path(path: &Path) -> Result<Option<String>, ModelError> {
+    match std::fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(ModelError::Unreadable {
-            path,
+            path: path.to_owned(),
             reason: error.to_string(),
         }),
     }
 }
 
-fn read_json(folder: &Path, file: &'static str) -> Result<Option<Value>, ModelError> {
+pub(crate) fn read_json(folder: &Path, file: &'static str) -> Result<Option<Value>, ModelError> {
     let Some(text) = read(folder, file)? else {
         return Ok(None);
     };
@@ -225,34 +239,18 @@ fn special_tokens(tokenizer_config: &Value) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// `chat_template.jinja` wins over `tokenizer_config.json`, as in transformers; of a named list `default` is taken.
+/// Why chat is not possible is for its clients; a file that cannot be read ends the start.
 fn chat_template(
     folder: &Path,
-    tokenizer_config: &Value,
+    tokenizer_config: &TokenizerConfig,
     special_tokens: BTreeMap<String, String>,
 ) -> Result<Result<ChatTemplate, String>, ModelError> {
-    let field = &tokenizer_config["chat_template"];
-    let from_config = || match field {
-        Value::Array(list) => list
-            .iter()
-            .find(|entry| entry["name"] == "default")
-            .and_then(|entry| entry["template"].as_str()),
-        one => one.as_str(),
-    };
-    let source = match read(folder, "chat_template.jinja")? {
-        Some(file) => Some(file),
-        None => from_config().map(str::to_owned),
-    };
-    let Some(source) = source else {
-        return Ok(Err(
-            "the model has no chat template: neither chat_template.jinja nor chat_template in tokenizer_config.json"
-                .to_owned(),
-        ));
-    };
-    let compiled = ChatTemplate::new(&source, special_tokens);
-    Ok(compiled.map_err(|error| {
-        tracing::warn!(%error, "the chat template does not compile: chat is refused");
-        format!("the model's chat template does not compile: {error}")
+    let found = source::find(folder, tokenizer_config)?;
+    Ok(found.and_then(|source| {
+        ChatTemplate::new(&source, special_tokens).map_err(|error| {
+            tracing::warn!(%error, "the chat template does not compile: chat is refused");
+            format!("the model's chat template does not compile: {error}")
+        })
     }))
 }
 

@@ -63,40 +63,85 @@ fn end_tokens_outside_the_vocabulary_are_left_out() {
 }
 
 #[test]
-fn templates_are_sought_in_transformers_order() {
-    let messages = vec![serde_json::json!({"role": "user", "content": "hi"})];
-    let list = serde_json::json!([{"name": "tool_use", "template": "no"}, {"name": "default", "template": "list"}]);
-    let cases: [(&str, Vec<(&str, Value)>); 3] = [
+fn templates_are_sought_in_order() {
+    let list = serde_json::json!([{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "list"}]);
+    let of_config = |template: Value| {
         (
-            "string",
-            vec![(
-                "tokenizer_config.json",
-                serde_json::json!({"chat_template": "string"}),
-            )],
-        ),
+            "tokenizer_config.json",
+            serde_json::json!({"chat_template": template}),
+        )
+    };
+    let json = (
+        "chat_template.json",
+        serde_json::json!({"chat_template": "json"}),
+    );
+    let jinja = ("chat_template.jinja", Value::from("jinja"));
+    let cases: [(&str, Vec<(&str, Value)>); 5] = [
+        ("string", vec![of_config("string".into())]),
+        ("list", vec![of_config(list.clone())]),
         (
-            "list",
-            vec![(
-                "tokenizer_config.json",
-                serde_json::json!({"chat_template": list}),
-            )],
+            "tools",
+            vec![of_config(serde_json::json!([list[0].clone()]))],
         ),
-        (
-            "file",
-            vec![
-                (
-                    "tokenizer_config.json",
-                    serde_json::json!({"chat_template": "string"}),
-                ),
-                ("chat_template.jinja", "file".into()),
-            ],
-        ),
+        ("json", vec![of_config("string".into()), json.clone()]),
+        ("jinja", vec![of_config("string".into()), json, jinja]),
     ];
-    for (expected, mut files) in cases {
-        files.push(("config.json", serde_json::json!({"eos_token_id": 1})));
-        let template = load(&files).unwrap().chat.unwrap();
-        assert_eq!(template.render(&messages).unwrap(), expected);
+    for (expected, files) in cases {
+        assert_eq!(template(&files, None), Ok(expected.to_owned()));
+        // The operator's word counts before them all, unless it says nothing about templates.
+        let flag = |name, content: &str| template(&files, Some((name, content)));
+        assert_eq!(flag("x.jinja", "mine"), Ok("mine".to_owned()));
+        let json = r#"{"chat_template": [{"name": "default", "template": "mine"}]}"#;
+        assert_eq!(flag("x.json", json), Ok("mine".to_owned()));
+        let silent = flag("x.json", r#"{"eos_token": "</s>"}"#);
+        if expected.starts_with('j') {
+            assert_eq!(silent, Ok(expected.to_owned()));
+        } else {
+            assert!(silent.is_err());
+        }
     }
+}
+
+/// What the model's template makes of a message, with these files and this one of the operator.
+fn template(files: &[(&str, Value)], flag: Option<(&str, &str)>) -> Result<String, String> {
+    let mut files = files.to_vec();
+    files.push(("config.json", serde_json::json!({"eos_token_id": 1})));
+    let folder = folder(&files);
+    let operators = tempfile::tempdir().unwrap();
+    let flag = flag.map(|(name, content)| {
+        let path = operators.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        path
+    });
+    let model = Model::load_with(folder.path(), None, flag.as_deref()).unwrap();
+    let messages = [serde_json::json!({"role": "user", "content": "hi"})];
+    Ok(model.chat?.render(&messages).unwrap())
+}
+
+#[test]
+fn without_a_template_the_error_names_where_it_was_sought() {
+    let none = template(&[], None).unwrap_err();
+    let list = serde_json::json!({"chat_template": [{"name": "rag", "template": "x"}]});
+    let files = [("tokenizer_config.json", list)];
+    let other = template(&files, None).unwrap_err();
+    let number = template(&files, Some(("x.json", r#"{"chat_template": 1}"#))).unwrap_err();
+    assert!(other.starts_with(&none) && number.starts_with(&none));
+    insta::assert_snapshot!(format!("{none}\n{}\n{}", &other[none.len()..], &number[none.len()..]), @r#"
+the model has no chat template: none in the file of --tokenizer-config-path, chat_template.jinja, chat_template.json (chat_template) or tokenizer_config.json (chat_template)
+; tokenizer_config.json: none is named `default` or `tool_use`, only: rag
+; --tokenizer-config-path: neither a string nor a list of named templates
+"#);
+}
+
+#[test]
+fn the_operators_file_must_be_readable() {
+    let folder = folder(&[("config.json", serde_json::json!({}))]);
+    let missing = Path::new("nowhere.json");
+    let error = Model::load_with(folder.path(), None, Some(missing)).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "nowhere.json: there is no such file (--tokenizer-config-path)"
+    );
 }
 
 #[test]

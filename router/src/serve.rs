@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{self, App, Bodies};
+use crate::api::{self, Answers, App, Bodies};
 use crate::config::{LimitsConfig, RouterConfig};
 use crate::driver::{self, DriverConfig, EngineStatus};
 use crate::engine::Connector;
@@ -17,6 +17,7 @@ use crate::engine::grpc::GrpcConnector;
 use crate::event::Failure;
 use crate::metrics::Metrics;
 use crate::model::{Model, ModelError};
+use crate::names::ModelNames;
 use crate::server::{self, Drain, ListenError};
 use crate::stream::Generator;
 use crate::tokenizer::TokenizerPool;
@@ -96,7 +97,10 @@ impl Router {
         );
         let app = App {
             limits: limits.clone(),
+            http: config.http.clone(),
+            names: ModelNames::new(config, &model.name),
             bodies: Bodies::new(limits),
+            answers: Answers::default(),
             model,
             tokenizers,
             generator,
@@ -136,7 +140,10 @@ pub async fn serve(config: RouterConfig, shutdown: CancellationToken) -> Result<
     let (listener, address) = server::bind(&config.http.hostname, config.http.port).await?;
     let folder = config.model.model_path.clone();
     let name = config.model.model_name.clone();
-    let loading = tokio::task::spawn_blocking(move || Model::load(&folder, name));
+    let tokenizer_config = config.http.tokenizer_config_path.clone();
+    let loading = tokio::task::spawn_blocking(move || {
+        Model::load_with(&folder, name, tokenizer_config.as_deref())
+    });
     let model = loading.await.map_err(|_| ServeError::ModelPanic)??;
     let connector = GrpcConnector::new(config.engine.shard_sockets.clone());
     let router = Router::start(&config, model, connector)?;

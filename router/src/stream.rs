@@ -352,6 +352,23 @@ impl Generation {
         self.id
     }
 
+    /// Waits for the first event and leaves it where it is; an error if it is the last, a failure.
+    pub async fn begun(&mut self) -> Result<(), Failure> {
+        poll_fn(|context| {
+            let mut inbox = lock(&self.mailbox.inbox);
+            match inbox.events.first() {
+                Some(Event::Failed(failure)) => Poll::Ready(Err(failure.clone())),
+                Some(Event::Token(_) | Event::Finished(_)) => Poll::Ready(Ok(())),
+                None if inbox.ended => Poll::Ready(Ok(())),
+                None => {
+                    inbox.waker = Some(context.waker().clone());
+                    Poll::Pending
+                }
+            }
+        })
+        .await
+    }
+
     /// Everything that happened since the last call, in order; waits for the first event. `None` after the end: a
     /// stream's last event is `Finished` or `Failed`.
     pub async fn next(&mut self) -> Option<Vec<Event>> {

@@ -1,7 +1,7 @@
 //! What operators look at: health, facts, metrics.
 
 use axum::extract::State;
-use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
+use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
@@ -13,19 +13,10 @@ use crate::validation::Limits;
 
 /// 200 without a body, or 503 with how far the engine is. Answers from memory: nothing waits for the device.
 pub(super) async fn health(State(app): State<AppState>) -> Response {
-    let Err(error) = app.ready() else {
-        return StatusCode::OK.into_response();
-    };
-    let mut body = ErrorStyle::Native.body(&error);
-    if let EngineStatus::Starting { phase, fraction } = &*app.status.borrow() {
-        body["phase"] = phase.as_str().into();
-        body["fraction"] = json!(fraction);
+    match app.ready() {
+        Ok(_) => StatusCode::OK.into_response(),
+        Err(error) => ErrorStyle::Native.response(&error),
     }
-    let mut response = json_response(StatusCode::SERVICE_UNAVAILABLE, &body);
-    if let Some(seconds) = error.retry_after {
-        response.headers_mut().insert(RETRY_AFTER, seconds.into());
-    }
-    response
 }
 
 /// The limits are those that are enforced; before the engine is ready, those that are known.

@@ -8,6 +8,7 @@ mod generate;
 mod headers;
 mod health;
 mod openai;
+mod pieces;
 mod record;
 mod respond;
 mod sse;
@@ -21,15 +22,17 @@ use axum::extract::DefaultBodyLimit;
 use axum::routing::{MethodRouter, get, post};
 use tokio::sync::watch;
 
-use crate::config::LimitsConfig;
+use crate::config::{HttpConfig, LimitsConfig};
 use crate::driver::{EngineFacts, EngineStatus, SharedStats};
 use crate::error::{ApiError, ErrorKind};
 use crate::metrics::Metrics;
 use crate::model::Model;
+use crate::names::ModelNames;
 use crate::stream::Generator;
 use crate::tokenizer::TokenizerPool;
 
 pub use body::Bodies;
+pub use pieces::Answers;
 
 /// What every handler sees.
 pub(crate) type AppState = Arc<App>;
@@ -41,7 +44,10 @@ const RETRY_WHILE_STARTING: u32 = 5;
 #[derive(Debug)]
 pub struct App {
     pub limits: LimitsConfig,
+    pub http: HttpConfig,
+    pub names: ModelNames,
     pub bodies: Bodies,
+    pub answers: Answers,
     pub model: Model,
     pub tokenizers: TokenizerPool,
     pub generator: Generator,
@@ -55,31 +61,28 @@ pub struct App {
 impl App {
     /// The engine's facts, or why no request can be taken.
     fn ready(&self) -> Result<Arc<EngineFacts>, ApiError> {
-        let not_ready = |message: String, seconds| {
-            Err(ApiError::new(ErrorKind::NotReady, message).retry_after(seconds))
+        let not_ready = |message: &str| {
+            ApiError::new(ErrorKind::NotReady, message).retry_after(RETRY_WHILE_STARTING)
         };
         if self.draining.load(Ordering::Relaxed) {
-            return not_ready(
-                "the server is shutting down".to_owned(),
-                RETRY_WHILE_STARTING,
-            );
+            return Err(not_ready("the server is shutting down"));
         }
         // The last status says nothing once nobody is left to change it.
         if self.status.has_changed().is_err() {
-            let message = "the server has lost its engine for good and is about to end".to_owned();
-            return not_ready(message, RETRY_WHILE_STARTING);
+            return Err(not_ready(
+                "the server has lost its engine for good and is about to end",
+            ));
         }
         match &*self.status.borrow() {
             EngineStatus::Ready(facts) => Ok(Arc::clone(facts)),
             EngineStatus::Starting { phase, fraction } => {
                 let percent = fraction * 100.0;
                 let message = format!("the model is not ready yet: {phase}, {percent:.0} %");
-                not_ready(message, RETRY_WHILE_STARTING)
+                Err(not_ready(&message).with_progress(phase, *fraction))
             }
-            EngineStatus::Down { .. } => {
-                let message = "the model's worker has stopped and is being restarted".to_owned();
-                not_ready(message, RETRY_WHILE_STARTING)
-            }
+            EngineStatus::Down { .. } => Err(not_ready(
+                "the model's worker has stopped and is being restarted",
+            )),
         }
     }
 }
@@ -92,7 +95,7 @@ struct Route {
 }
 
 /// The one list of routes: the router is built from it, and the answers to unknown ones name what is in it.
-const ROUTES: [Route; 9] = [
+const ROUTES: [Route; 11] = [
     route("/", "GET, POST", || get(health::health).post(tgi::compat)),
     route("/generate", "POST", || post(tgi::generate)),
     route("/generate_stream", "POST", || post(tgi::generate_stream)),
@@ -102,6 +105,8 @@ const ROUTES: [Route; 9] = [
     route("/v1/completions", "POST", || {
         post(openai::completions::handle)
     }),
+    route("/tokenize", "POST", || post(tgi::tokenize)),
+    route("/chat_tokenize", "POST", || post(openai::tokenize::handle)),
     route("/v1/models", "GET", || get(openai::models::list)),
     route("/health", "GET", || get(health::health)),
     route("/info", "GET", || get(health::info)),

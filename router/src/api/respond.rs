@@ -7,12 +7,16 @@ use axum::response::Response;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::error::ApiError;
+use crate::error::{ApiError, Progress};
+
+/// The JSON text of this value.
+pub(super) fn json_text(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).expect("our own types are JSON")
+}
 
 /// A response of this value.
 pub(super) fn json_response(status: StatusCode, value: &impl Serialize) -> Response {
-    let body = serde_json::to_vec(value).expect("our own types are JSON");
-    let mut response = Response::new(Body::from(body));
+    let mut response = Response::new(Body::from(json_text(value)));
     *response.status_mut() = status;
     let json = HeaderValue::from_static("application/json");
     response.headers_mut().insert(CONTENT_TYPE, json);
@@ -43,10 +47,11 @@ impl ErrorStyle {
         }
     }
 
-    /// `/v1` bodies carry `error_type` too, by which clients made for TGI tell errors apart.
+    /// `/v1` bodies carry `error_type` too, by which clients made for TGI tell errors apart. While the engine starts both
+    /// say how far it is.
     pub(super) fn body(self, error: &ApiError) -> Value {
         let codes = error.kind.codes();
-        match self {
+        let mut body = match self {
             Self::Native => json!({"error": error.message, "error_type": codes.error_type}),
             Self::OpenAi => json!({
                 "error": {
@@ -58,7 +63,12 @@ impl ErrorStyle {
                 },
                 "error_type": codes.error_type,
             }),
+        };
+        if let Some(Progress { phase, fraction }) = &error.progress {
+            body["phase"] = phase.as_str().into();
+            body["fraction"] = json!(fraction);
         }
+        body
     }
 
     pub(super) fn response(self, error: &ApiError) -> Response {

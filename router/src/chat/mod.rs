@@ -2,5 +2,6 @@
 
 mod methods;
 mod python;
+pub(crate) mod source;
 mod strftime;
 pub mod template;

@@ -236,6 +236,34 @@ async fn a_name_is_looked_up() {
     }
 }
 
+/// Unless the machine has no IPv6 at all.
+#[tokio::test]
+async fn the_ipv6_wildcard_serves_both_kinds_of_addresses() {
+    let world = World::new().await;
+    let Ok((listener, bound)) = server::bind("::", 0).await else {
+        return;
+    };
+    let _served = serve_on(listener, &world, STEP, || ());
+    for ip in ["127.0.0.1", "::1"] {
+        let address = SocketAddr::new(ip.parse().unwrap(), bound.port());
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        for (method, path) in [
+            ("GET", "/health"),
+            ("HEAD", "/health"),
+            ("HEAD", "/metrics"),
+        ] {
+            let request = format!("{method} {path} HTTP/1.1\r\nhost: x\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = Vec::new();
+            while !answer.ends_with(b"\r\n\r\n") {
+                assert_ne!(stream.read_buf(&mut answer).await.unwrap(), 0);
+            }
+            let answer = String::from_utf8(answer).unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_drain_waits_for_running_requests() {
     let world = World::with(|options| options.step_time = STEP).await;

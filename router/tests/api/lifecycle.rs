@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use penstock_router::engine::fake::{FakeConnector, FakeEngine};
-use penstock_router::engine::{Connector, EngineError};
+use penstock_router::engine::{Connector, Engine, EngineError, EngineInfo, Progress};
+use penstock_router::scheduler::step::{Plan, StepResult};
 use penstock_router::server;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::world::World;
@@ -90,15 +92,95 @@ async fn until_the_engine_is_ready_everything_is_503() {
         "/",
         "/v1/chat/completions",
         "/v1/completions",
+        "/tokenize",
+        "/chat_tokenize",
     ] {
         let reply = world.post(path, long(path)).await;
         assert_eq!(reply.status, 503, "{path}");
         assert_eq!(reply.headers["retry-after"], "5");
-        assert!(reply.body.contains("not ready yet"), "{}", reply.body);
+        let body = reply.json();
+        assert!(reply.body.contains("not ready yet"), "{body}");
+        assert_eq!(
+            (&body["phase"], &body["fraction"]),
+            (&json!("connect"), &json!(0.0))
+        );
     }
     assert_eq!(world.get("/info").await.status, 200);
     world.engine.set_alive(true);
     world.wait_for_health(StatusCode::OK).await;
+}
+
+/// An engine that stays half loaded until it is let go.
+struct Loading {
+    fake: FakeEngine,
+    gate: watch::Receiver<bool>,
+}
+
+impl Engine for Loading {
+    fn info(&self) -> &EngineInfo {
+        self.fake.info()
+    }
+
+    async fn warmup(&mut self, mut progress: impl FnMut(Progress)) -> Result<(), EngineError> {
+        progress(Progress {
+            phase: "load".to_owned(),
+            fraction: 0.5,
+            elapsed: STEP,
+        });
+        let _ = self.gate.wait_for(|open| *open).await;
+        self.fake.warmup(progress).await
+    }
+
+    fn submit(&mut self, plan: &Plan) -> Result<(), EngineError> {
+        self.fake.submit(plan)
+    }
+
+    async fn results(&mut self) -> Result<StepResult, EngineError> {
+        self.fake.results().await
+    }
+}
+
+struct Loads {
+    fake: FakeConnector,
+    gate: watch::Receiver<bool>,
+}
+
+impl Connector for Loads {
+    type Engine = Loading;
+
+    async fn connect(&mut self, epoch: u64) -> Result<Loading, EngineError> {
+        let fake = self.fake.connect(epoch).await?;
+        let gate = self.gate.clone();
+        Ok(Loading { fake, gate })
+    }
+}
+
+#[tokio::test]
+async fn a_starting_engine_says_how_far_it_is() {
+    let (go, gate) = watch::channel(false);
+    let wrap = |fake| Loads { fake, gate };
+    let world = World::over(|options| options.alive = false, wrap).await;
+    world.engine.set_alive(true);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    while world.get("/health").await.json()["phase"] != "load" {
+        assert!(tokio::time::Instant::now() < deadline);
+        tokio::time::sleep(STEP).await;
+    }
+    let path = "/v1/chat/completions";
+    let replies = [
+        world.get("/health").await,
+        world.post(path, long(path)).await,
+    ];
+    insta::assert_snapshot!(format!("{}\n{}", replies[0].show(), replies[1].show()), @r#"
+503
+{"error":"the model is not ready yet: load, 50 %","error_type":"healthcheck","phase":"load","fraction":0.5}
+503
+{"error":{"message":"the model is not ready yet: load, 50 %","type":"server_error","param":null,"code":"not_ready","http_status_code":503},"error_type":"healthcheck","phase":"load","fraction":0.5}
+"#);
+    go.send(true).unwrap();
+    world.wait_for_health(StatusCode::OK).await;
+    let body = json!({"inputs": "a", "parameters": {"max_new_tokens": 1}});
+    assert_eq!(world.post("/generate", body).await.status, 200);
 }
 
 #[tokio::test]

@@ -14,4 +14,6 @@ mod routes;
 #[cfg(test)]
 mod tgi;
 #[cfg(test)]
+mod tokenize;
+#[cfg(test)]
 mod world;

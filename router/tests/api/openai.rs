@@ -267,6 +267,42 @@ async fn models_are_listed_and_checked() {
 "#);
 }
 
+/// Beside its own names the model has that of the flag, and answers carry that one everywhere.
+#[tokio::test]
+async fn a_served_name_is_used_throughout() {
+    let world =
+        World::with(|options| options.http.served_model_name = Some("pet".to_owned())).await;
+    insta::assert_snapshot!(world.get("/v1/models").await.show(), @r#"
+200
+{"object":"list","data":[{"id":"pet","object":"model","created":0,"owned_by":"pet"}]}
+"#);
+    for model in [
+        json!(null),
+        "tgi".into(),
+        "pet".into(),
+        "org/tiny".into(),
+        "tiny".into(),
+    ] {
+        let reply = world
+            .post("/v1/completions", completion(&json!({"model": model})))
+            .await;
+        assert_eq!(reply.json()["model"], "pet", "{model}");
+        let streamed = chat(&json!({"model": model, "stream": true}));
+        let events = world.post("/v1/chat/completions", streamed).await.events();
+        assert_eq!(events[0]["model"], "pet", "{model}");
+    }
+    let reply = world
+        .post("/v1/chat/completions", chat(&json!({"model": "dog"})))
+        .await;
+    assert_eq!(reply.status, 404);
+    assert_eq!(
+        reply.json()["error"]["message"],
+        "the model `dog` does not exist; `pet` is served"
+    );
+    // What the model is, not what it is called.
+    assert_eq!(world.get("/info").await.json()["model_id"], "org/tiny");
+}
+
 #[tokio::test]
 async fn errors_have_openais_form() {
     let world = World::new().await;

@@ -47,7 +47,7 @@ async fn unknown_routes_and_methods_name_what_there_is() {
     }
     insta::assert_snapshot!(answers.join("\n"), @r#"
 GET /generat: 404 {"error":"no route `/generat`; the nearest are: POST /generate; GET /health; GET /info","error_type":"not_found"} allow=None
-POST /v1/chat/completion: 404 {"error":{"message":"no route `/v1/chat/completion`; the nearest are: POST /v1/chat/completions; POST /v1/completions; GET /v1/models","type":"invalid_request_error","param":null,"code":"not_found","http_status_code":404},"error_type":"not_found"} allow=None
+POST /v1/chat/completion: 404 {"error":{"message":"no route `/v1/chat/completion`; the nearest are: POST /v1/chat/completions; POST /v1/completions; POST /chat_tokenize","type":"invalid_request_error","param":null,"code":"not_found","http_status_code":404},"error_type":"not_found"} allow=None
 GET /generate: 405 {"error":"`/generate` does not accept GET; it accepts: POST","error_type":"method_not_allowed"} allow=Some("POST")
 DELETE /v1/models: 405 {"error":{"message":"`/v1/models` does not accept DELETE; it accepts: GET","type":"invalid_request_error","param":null,"code":"method_not_allowed","http_status_code":405},"error_type":"method_not_allowed"} allow=Some("GET")
 PUT /: 405 {"error":"`/` does not accept PUT; it accepts: GET, POST","error_type":"method_not_allowed"} allow=Some("GET, POST")

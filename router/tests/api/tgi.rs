@@ -1,6 +1,8 @@
+use std::time::Duration;
+
 use serde_json::json;
 
-use crate::world::World;
+use crate::world::{Reply, World};
 
 const SHORT: &str = "once upon a time";
 
@@ -289,4 +291,92 @@ async fn errors_have_tgis_form() {
 200
 data: {"error":"Input validation error: `inputs` cannot be empty","error_type":"validation"}
 "#);
+}
+
+/// Both routes that stream, with bodies that stream.
+async fn streams(world: &World, parameters: serde_json::Value) -> [Reply; 2] {
+    let body = json!({"inputs": "a", "stream": true, "parameters": parameters});
+    [
+        world.post("/generate_stream", body.clone()).await,
+        world.post("/", body).await,
+    ]
+}
+
+/// 200 and an event, or with the flag the status that the error has on `/generate`.
+#[tokio::test]
+async fn streams_answer_bad_parameters_with_an_event_or_a_status() {
+    for (flag, status) in [(false, 200), (true, 422)] {
+        let world = World::with(|options| options.http.stream_error_status = flag).await;
+        let body = json!({"inputs": "a", "parameters": {"max_new_tokens": 0}});
+        let expected = world.post("/generate", body).await.json();
+        for reply in streams(&world, json!({"max_new_tokens": 0})).await {
+            assert_eq!(reply.status, status);
+            let got = if flag {
+                reply.json()
+            } else {
+                reply.events()[0].clone()
+            };
+            assert_eq!(got, expected);
+        }
+        for reply in streams(&world, json!({"max_new_tokens": 3, "ignore_eos": true})).await {
+            assert_eq!(reply.status, 200);
+            assert_eq!(reply.headers["content-type"], "text/event-stream");
+            assert_eq!(reply.events().len(), 3);
+        }
+        world.wait_for_quiet().await;
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_gets_no_place_can_say_so_by_its_status() {
+    let world = World::with(|options| {
+        options.http.stream_error_status = true;
+        options.limits.max_concurrent_requests = 1;
+        options.step_time = Duration::from_millis(50);
+    })
+    .await;
+    let long = json!({"inputs": "a", "parameters": {"max_new_tokens": 5, "ignore_eos": true}});
+    let first = world.post("/generate_stream", long);
+    let others = async {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        streams(&world, json!({"max_new_tokens": 1})).await
+    };
+    let (first, others) = tokio::join!(first, others);
+    assert_eq!(first.status, 200);
+    for reply in others {
+        assert_eq!(reply.status, 429);
+        assert_eq!(reply.headers["retry-after"], "1");
+        assert_eq!(reply.json()["error_type"], "overloaded");
+    }
+}
+
+/// Before the first token there is a status to say; after it there is none.
+#[tokio::test]
+async fn a_stream_whose_engine_is_lost_before_its_first_token_can_say_so_by_its_status() {
+    for (step_ms, status) in [(60_000, 424), (10, 200)] {
+        let world = World::with(|options| {
+            options.http.stream_error_status = true;
+            options.step_time = Duration::from_millis(step_ms);
+        })
+        .await;
+        let body = json!({"inputs": "a", "parameters": {"ignore_eos": true}});
+        let request = world.post("/generate_stream", body);
+        let kill = async {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            world.engine.set_alive(false);
+        };
+        let (reply, ()) = tokio::join!(request, kill);
+        assert_eq!(reply.status, status);
+        assert!(
+            reply.body.contains("\"error_type\":\"generation\""),
+            "{}",
+            reply.body
+        );
+        assert_eq!(reply.body.starts_with("data: "), status == 200);
+        world.wait_for_quiet().await;
+        let failed = world
+            .metric("tgi_request_failure{err=\"generation\"}")
+            .await;
+        assert_eq!(failed, 1.0);
+    }
 }

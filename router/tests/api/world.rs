@@ -8,7 +8,7 @@ use axum::http::{HeaderMap, Method, Request, StatusCode};
 use clap::Parser;
 use http_body_util::BodyExt;
 use penstock_router::Router;
-use penstock_router::config::{LimitsConfig, RouterConfig};
+use penstock_router::config::{HttpConfig, LimitsConfig, RouterConfig};
 use penstock_router::engine::Connector;
 use penstock_router::engine::fake::{FakeConfig, FakeConnector, FakeSwitch};
 use penstock_router::model::Model;
@@ -34,6 +34,7 @@ pub(crate) struct World {
 /// What a test may change.
 pub(crate) struct Options {
     pub(crate) limits: LimitsConfig,
+    pub(crate) http: HttpConfig,
     pub(crate) step_time: Duration,
     pub(crate) alive: bool,
 }
@@ -74,6 +75,7 @@ impl World {
                 validation_workers: 1,
                 ..config.limits.clone()
             },
+            http: config.http.clone(),
             step_time: Duration::ZERO,
             alive: true,
         };
@@ -84,6 +86,7 @@ impl World {
         let (connector, engine) = FakeConnector::new(fake);
         engine.set_alive(options.alive);
         config.limits = options.limits;
+        config.http = options.http;
         let model = Model::load(folder.path(), Some("org/tiny".to_owned())).unwrap();
         let router = Router::start(&config, model, wrap(connector)).unwrap();
         let world = Self {

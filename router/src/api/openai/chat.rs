@@ -25,7 +25,7 @@ use crate::event::{Event, Finished, Token};
 use crate::text::TextStyle;
 use crate::validation::{Draft, FieldNames, ValidationError};
 
-const NAMES: FieldNames = FieldNames {
+pub(super) const NAMES: FieldNames = FieldNames {
     inputs: "messages",
     max_new_tokens: "max_tokens",
     min_new_tokens: "min_tokens",
@@ -46,7 +46,7 @@ struct ChatRequest {
 
 /// What the answer needs beside the draft.
 #[derive(Debug)]
-struct Wanted {
+pub(super) struct Wanted {
     streams: bool,
     usage: bool,
     logprobs: bool,
@@ -84,7 +84,10 @@ async fn answer(
     Ok((running, wanted))
 }
 
-fn lower(body: &JsonBody, sampling: Sampling) -> Result<(Vec<Value>, Draft, Wanted), ApiError> {
+pub(super) fn lower(
+    body: &JsonBody,
+    sampling: Sampling,
+) -> Result<(Vec<Value>, Draft, Wanted), ApiError> {
     let chat: ChatRequest = body.parse()?;
     let wanted = Wanted {
         streams: sampling.streams(),

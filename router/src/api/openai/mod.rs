@@ -1,4 +1,4 @@
-//! The OpenAI dialect: `/v1/chat/completions`, `/v1/completions`, `/v1/models`.
+//! The OpenAI dialect: `/v1/chat/completions`, `/v1/completions`, `/v1/models`, and TGI's `/chat_tokenize`.
 
 pub(super) mod chat;
 pub(super) mod completions;
@@ -6,6 +6,7 @@ mod logprobs;
 mod messages;
 pub(super) mod models;
 mod sampling;
+pub(super) mod tokenize;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -41,7 +42,7 @@ impl Envelope {
             id: format!("{prefix}-{:032x}", rand::random::<u128>()),
             object,
             created: now.as_secs(),
-            model: app.model.name.clone(),
+            model: app.names.served().to_owned(),
             system_fingerprint: concat!(env!("CARGO_PKG_VERSION"), "-native").to_owned(),
         }
     }
@@ -69,19 +70,15 @@ fn finish_reason(reason: FinishReason) -> &'static str {
     }
 }
 
-/// `model` may be absent, `tgi`, the model's name, or the name's last part.
+/// Whether this server serves what the request calls for.
 fn check_model(app: &App, model: Option<&str>) -> Result<(), ApiError> {
-    let name = app.model.name.as_str();
-    let last = name.rsplit('/').next().unwrap_or(name);
-    match model {
-        None => Ok(()),
-        Some(model) if model == "tgi" || model == name || model == last => Ok(()),
-        Some(model) => {
-            let model: String = model.chars().take(200).collect();
-            let message = format!("the model `{model}` does not exist; `{name}` is served");
-            Err(ApiError::new(ErrorKind::ModelNotFound, message).with_param("model"))
-        }
-    }
+    let Some(model) = model.filter(|model| !app.names.accept(model)) else {
+        return Ok(());
+    };
+    let model: String = model.chars().take(200).collect();
+    let served = app.names.served();
+    let message = format!("the model `{model}` does not exist; `{served}` is served");
+    Err(ApiError::new(ErrorKind::ModelNotFound, message).with_param("model"))
 }
 
 /// A body, with the fields that both routes have; those of its own a route parses from the same body.

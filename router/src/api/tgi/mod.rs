@@ -1,4 +1,4 @@
-//! TGI's native dialect: `POST /`, `/generate`, `/generate_stream`.
+//! TGI's native dialect: `POST /`, `/generate`, `/generate_stream`, `/tokenize`.
 
 mod render;
 
@@ -9,14 +9,15 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use self::render::{NativeStream, Shape, body};
-use super::generate::{Prompt, Running, Streams};
+use super::generate::{Prompt, Running, Streams, tokenizer_error};
 use super::headers::{compute_headers, timing_headers};
 use super::record::Record;
-use super::respond::{ErrorStyle, json_response};
+use super::respond::{ErrorStyle, json_response, json_text};
 use super::sse::{error_response, stream_response};
 use super::{App, AppState};
 use crate::error::ApiError;
 use crate::text::TextStyle;
+use crate::tokenize::tokens;
 use crate::validation::{Draft, NATIVE_NAMES};
 
 #[derive(Debug, Deserialize)]
@@ -29,6 +30,12 @@ struct GenerateRequest {
 #[derive(Debug, Deserialize)]
 struct CompatRequest {
     stream: Option<bool>,
+}
+
+/// `/tokenize` takes the body of `/generate`, of which only the text counts.
+#[derive(Debug, Deserialize)]
+struct TokenizeRequest {
+    inputs: String,
 }
 
 /// Integers are wide so that a negative one meets the rule for its range, not an error about types.
@@ -149,6 +156,26 @@ pub(super) async fn compat(State(app): State<AppState>, request: Request) -> Res
     handle(app, request, Route::Compat, "/").await
 }
 
+/// The tokens of a text, with the tokenizer's special tokens: those of the prompt that `/generate` would make of it.
+pub(super) async fn tokenize(State(app): State<AppState>, request: Request) -> Response {
+    let answer = async {
+        app.ready()?;
+        let body = app.read_body(request).await?;
+        let TokenizeRequest { inputs } = body.parse()?;
+        let job = move |tokenizer: &tokenizers::Tokenizer| {
+            let tokens = tokens(tokenizer, &inputs, true);
+            let tokens = tokens.map_err(|error| tokenizer_error("inputs", &error))?;
+            Ok::<_, ApiError>(json_text(&tokens))
+        };
+        let json = app.tokenizers.run(job).await??;
+        drop(body);
+        app.answers.respond(json)
+    };
+    answer
+        .await
+        .unwrap_or_else(|error: ApiError| ErrorStyle::Native.response(&error))
+}
+
 async fn handle(app: AppState, request: Request, route: Route, path: &'static str) -> Response {
     let mut record = Record::new(&app.metrics, path);
     let parsed = async {
@@ -164,12 +191,19 @@ async fn handle(app: AppState, request: Request, route: Route, path: &'static st
     let error = match parsed.await {
         Ok((parsed, streams, body)) => {
             let (inputs, draft, shape) = parsed.lower(route, streams);
-            let started = start(&app, inputs, draft, &mut record).await;
+            let mut started = start(&app, inputs, draft, &mut record).await;
             drop(body);
+            // Once the handler runs a stream has status 200, as TGI's clients expect, unless the operator wants the
+            // error's own. Then the headers wait for the first token.
+            let real_status = app.http.stream_error_status;
+            if let (Ok(running), true) = (&mut started, streams && real_status)
+                && let Err(failure) = running.generation.begun().await
+            {
+                started = Err(failure.into());
+            }
             match started {
                 Ok(running) if streams => return stream(&app, running, shape, record),
-                // Once the handler runs a stream has status 200, as TGI's clients expect.
-                Err(error) if streams => {
+                Err(error) if streams && !real_status => {
                     record.failed(&error, 200);
                     return error_response(NativeStream::new(shape, None, 0), &error);
                 }
@@ -194,14 +228,9 @@ async fn start(
     record: &mut Record,
 ) -> Result<Running, ApiError> {
     let permit = app.generator.permits(1)?.remove(0);
-    app.start(
-        permit,
-        Prompt::Text(inputs),
-        draft,
-        TextStyle::Native,
-        record,
-    )
-    .await
+    let prompt = Prompt::Text(inputs);
+    app.start(permit, prompt, draft, TextStyle::Native, record)
+        .await
 }
 
 async fn whole(

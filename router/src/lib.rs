@@ -7,6 +7,7 @@ pub mod chat;
 pub mod config;
 pub mod driver;
 pub mod engine;
+pub mod environment;
 pub mod error;
 pub mod event;
 pub mod metrics;
@@ -24,6 +25,13 @@ pub mod validation;
 pub mod vocabulary;
 
 pub use serve::{Router, ServeError, serve};
+
+/// The version, and the commit where whoever built this named it.
+pub fn version() -> String {
+    let commit = option_env!("PENSTOCK_COMMIT").filter(|commit| !commit.is_empty());
+    let version = env!("CARGO_PKG_VERSION");
+    commit.map_or(version.to_owned(), |commit| format!("{version} ({commit})"))
+}
 
 /// Generated from `proto/shard/v1/shard.proto`.
 #[expect(

@@ -12,6 +12,7 @@ pub mod error;
 pub mod event;
 pub mod metrics;
 pub mod model;
+mod report;
 pub mod request;
 pub mod scheduler;
 mod serve;

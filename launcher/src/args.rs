@@ -2,17 +2,22 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{BoolishValueParser, NonEmptyStringValueParser};
 use clap::{Args, Parser, ValueEnum};
 use penstock_router::config::{
     BatchingConfig, HttpConfig, LimitsConfig, LogConfig, StepConfig, count,
 };
+use penstock_router::environment::{self, IgnoredVariable};
+
+use crate::tgi_flags::TgiFlags;
 
 /// Serves a language model: one router process and one shard process per GPU (or group of CPU threads).
 #[derive(Parser, Debug)]
 #[command(
     name = "launcher",
-    version,
+    version = penstock_router::version(),
     args_override_self = true,
+    next_line_help = true,
     after_help = "Exit codes: 0 drained after a stop signal, 1 failed, 2 wrong usage, 3 model cannot be served."
 )]
 pub(crate) struct Cli {
@@ -20,6 +25,8 @@ pub(crate) struct Cli {
     pub(crate) model: ModelArgs,
     #[command(flatten)]
     pub(crate) limits: LimitsConfig,
+    #[command(flatten)]
+    pub(crate) old_limits: OldLimits,
     #[command(flatten)]
     pub(crate) batching: BatchingConfig,
     #[command(flatten)]
@@ -34,6 +41,18 @@ pub(crate) struct Cli {
     pub(crate) log: LogConfig,
     #[command(flatten)]
     pub(crate) python: PythonArgs,
+    #[command(flatten)]
+    pub(crate) tgi: TgiFlags,
+}
+
+impl Cli {
+    /// The command line and the environment, old names turned into new ones. Ends the process on wrong usage.
+    pub(crate) fn read() -> (Self, Vec<IgnoredVariable>) {
+        let (mut cli, ignored): (Self, _) = environment::parse();
+        let old = cli.old_limits.max_input_length;
+        cli.limits.max_input_tokens = cli.limits.max_input_tokens.or(old);
+        (cli, ignored)
+    }
 }
 
 /// What is served.
@@ -41,11 +60,23 @@ pub(crate) struct Cli {
 #[command(next_help_heading = "Essential")]
 pub(crate) struct ModelArgs {
     /// Folder of the model [default: the bundled demo model]
-    #[arg(long, env = "MODEL_ID")]
+    #[arg(long, env = "MODEL_ID", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) model_id: Option<String>,
     /// Type to compute in; auto is the checkpoint's on a GPU, float32 on a CPU
     #[arg(long, env = "DTYPE", value_enum, default_value_t = Dtype::Auto)]
     pub(crate) dtype: Dtype,
+    /// Log what this runs on
+    #[arg(long, short)]
+    pub(crate) env: bool,
+}
+
+/// Names that TGI still knows.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Limits")]
+pub(crate) struct OldLimits {
+    /// Old name of --max-input-tokens
+    #[arg(long, env = "MAX_INPUT_LENGTH", conflicts_with = "max_input_tokens")]
+    max_input_length: Option<usize>,
 }
 
 /// The shards' cache; a router takes it as it finds it.
@@ -61,6 +92,9 @@ pub(crate) struct KvArgs {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Sharding")]
 pub(crate) struct ShardingArgs {
+    /// Spread the model over several shards (true), or not (false) [default: by --num-shard]
+    #[arg(long, env = "SHARDED", value_parser = BoolishValueParser::new())]
+    pub(crate) sharded: Option<bool>,
     /// Shard processes, each with its part of every layer [default: the GPUs named by `CUDA_VISIBLE_DEVICES`, else 1]
     #[arg(long, env = "NUM_SHARD", value_parser = clap::value_parser!(u32).range(1..=8))]
     pub(crate) num_shard: Option<u32>,
@@ -71,7 +105,7 @@ pub(crate) struct ShardingArgs {
     #[arg(long, env = "CUDA_VISIBLE_DEVICES", hide = true)]
     pub(crate) cuda_visible_devices: Option<String>,
     /// Test aid: fill the KV cache with NaN instead of zeros
-    #[arg(long, env = "FILL_KV_WITH_NAN", hide = true)]
+    #[arg(long, env = "FILL_KV_WITH_NAN", hide = true, value_parser = BoolishValueParser::new())]
     pub(crate) fill_kv_with_nan: bool,
 }
 
@@ -117,11 +151,12 @@ pub(crate) enum Device {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
 
     use clap::CommandFactory;
 
     use super::*;
+    use crate::tgi_flags::{Effect, TGI_FLAGS};
 
     #[test]
     fn flags_are_well_formed_and_declared_once() {
@@ -138,9 +173,11 @@ mod tests {
             "fill-kv-with-nan",
             "cuda-visible-devices",
         ]);
+        // Not in TGI either: shells use ENV for a file to read.
+        let without = ["help", "version", "env"];
         for argument in command
             .get_arguments()
-            .filter(|argument| !["help", "version"].contains(&argument.get_id().as_str()))
+            .filter(|argument| !without.contains(&argument.get_id().as_str()))
         {
             let flag = argument.get_long().expect("every flag has a long form");
             let environment = argument
@@ -149,6 +186,44 @@ mod tests {
                 .to_string_lossy();
             if !ours.contains(flag) {
                 assert_eq!(environment, flag.to_uppercase().replace('-', "_"));
+            }
+        }
+    }
+
+    /// Every row of the flags in docs/from-tgi.md.
+    fn documented() -> BTreeMap<String, String> {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/from-tgi.md");
+        let text = std::fs::read_to_string(path).unwrap();
+        let rows = text.lines().filter_map(|line| {
+            let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+            let flag = cells.get(1)?.strip_prefix("`--")?.strip_suffix('`')?;
+            Some((flag.to_owned(), (*cells.get(2)?).to_owned()))
+        });
+        rows.collect()
+    }
+
+    #[test]
+    fn the_documentation_knows_every_flag_and_what_becomes_of_it() {
+        let documented = documented();
+        let command = Cli::command();
+        let visible = command.get_arguments().filter(|flag| !flag.is_hide_set());
+        let flags: BTreeSet<&str> = visible.filter_map(|flag| flag.get_long()).collect();
+        let described: BTreeSet<&str> = documented.keys().map(String::as_str).collect();
+        assert_eq!(described, flags);
+        let effects: BTreeMap<&str, &str> = TGI_FLAGS
+            .iter()
+            .map(|flag| match flag.effect {
+                Effect::Ignored(_) => (flag.name, "not yet: ignored"),
+                Effect::Refused(_) => (flag.name, "not yet: refused"),
+            })
+            .collect();
+        for (flag, status) in &documented {
+            match effects.get(flag.as_str()) {
+                Some(effect) => assert_eq!(status, effect, "{flag}"),
+                None => assert!(
+                    ["same", "changed", "new"].contains(&status.as_str()),
+                    "{flag}: {status}"
+                ),
             }
         }
     }

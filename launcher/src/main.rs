@@ -1,5 +1,6 @@
 //! The one command. Reads the flags once, refuses early what cannot work, starts shards and router, and watches them.
 
+mod about;
 mod args;
 mod checkpoint;
 mod failure;
@@ -13,13 +14,13 @@ mod safetensors;
 mod shard;
 mod sizing;
 mod supervise;
+mod tgi_flags;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use clap::Parser;
 use penstock_router::config::{EngineConfig, ModelConfig, RouterConfig};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::args::Cli;
 use crate::failure::Failure;
@@ -31,11 +32,17 @@ use crate::supervise::Launch;
 
 fn main() -> ExitCode {
     let started = Instant::now();
-    let cli = Cli::parse();
+    let (cli, ignored) = Cli::read();
     let output = match logs::start(&cli.log) {
         Ok(output) => output,
         Err(failure) => return refuse_without_log(&failure),
     };
+    for variable in &ignored {
+        warn!("{variable}");
+    }
+    if cli.model.env {
+        info!("{}", about::this_machine());
+    }
     let code = match launch(&cli, &output, started) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

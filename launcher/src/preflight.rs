@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 
+use penstock_router::environment;
 use penstock_router::server::{self, ListenError};
 use tracing::warn;
 
-use crate::args::{Cli, Device};
+use crate::args::{Cli, Device, ShardingArgs};
 use crate::checkpoint::{self, Checkpoint};
 use crate::failure::Failure;
 use crate::memory;
@@ -34,14 +35,11 @@ pub(crate) struct Preflight {
 
 /// Runs all checks, the cheapest first.
 pub(crate) fn check(cli: &Cli) -> Result<Preflight, Failure> {
+    check_model_is_named(cli)?;
+    cli.tgi.check()?;
     let address = free_address(&cli.http.hostname, cli.http.port)?;
     let python = find_python(cli.python.python.as_deref())?;
-    let (folder, model_name) = match cli
-        .model
-        .model_id
-        .as_deref()
-        .filter(|text| !text.is_empty())
-    {
+    let (folder, model_name) = match cli.model.model_id.as_deref() {
         Some(folder) => (absolute(Path::new(folder))?, None),
         None => (demo_folder(&python)?, Some("demo".to_owned())),
     };
@@ -50,10 +48,7 @@ pub(crate) fn check(cli: &Cli) -> Result<Preflight, Failure> {
         cli.sharding.device,
         cli.sharding.cuda_visible_devices.as_deref(),
     )?;
-    let num_ranks = cli
-        .sharding
-        .num_shard
-        .unwrap_or_else(|| default_ranks(cli, &machine));
+    let num_ranks = num_ranks(&cli.sharding, &machine)?;
     let sizes = sizing::sizes(cli, &model, &machine, u64::from(num_ranks))?;
     Ok(Preflight {
         address,
@@ -64,6 +59,26 @@ pub(crate) fn check(cli: &Cli) -> Result<Preflight, Failure> {
         cuda: machine.cuda,
         sizes,
     })
+}
+
+/// The demo is for newcomers. Whoever set anything about a model and named none would take its answers for those of that
+/// model.
+fn check_model_is_named(cli: &Cli) -> Result<(), Failure> {
+    if cli.model.model_id.is_some() {
+        return Ok(());
+    }
+    let of_a_cloud = |name: &str| name == "HF_MODEL_ID" || name.starts_with("AIP_");
+    let flag = cli
+        .tgi
+        .model_setting()
+        .map(|flag| format!("--{} ({})", flag.name, flag.variable()));
+    match flag.or_else(|| environment::find(of_a_cloud)) {
+        Some(setting) => Err(Failure::Usage(format!(
+            "{setting} is set, but no model is named: give --model-id or set MODEL_ID to the folder of the model (the \
+             bundled demo is served only where nothing is said about a model)"
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// The router's address to listen on, with a free port where 0 was asked for.
@@ -147,22 +162,32 @@ fn machine(device: Device, visible: Option<&str>) -> Result<Machine, Failure> {
     })
 }
 
-/// TGI's rule: as many shards as GPUs are named, else one.
-fn default_ranks(cli: &Cli, machine: &Machine) -> u32 {
-    let named = cli
-        .sharding
+/// TGI's rules: `--num-shard`, else one where not sharded is asked for, else as many as GPUs are named, else one.
+fn num_ranks(sharding: &ShardingArgs, machine: &Machine) -> Result<u32, Failure> {
+    let named = sharding
         .cuda_visible_devices
         .as_deref()
+        .filter(|_| machine.cuda)
         .map_or(1, |list| list.split(',').count());
-    if machine.cuda {
-        named.clamp(1, 8).try_into().unwrap_or(1)
-    } else {
-        1
+    let named = named.clamp(1, 8).try_into().unwrap_or(1);
+    match (sharding.sharded, sharding.num_shard) {
+        (Some(true), Some(1)) => Err(Failure::Usage(
+            "--sharded true contradicts --num-shard 1; leave one of them out".to_owned(),
+        )),
+        (_, Some(num_shard)) => Ok(num_shard),
+        (Some(false), None) => Ok(1),
+        (Some(true), None) if named == 1 => Err(Failure::Usage(
+            "--sharded true, but CUDA_VISIBLE_DEVICES does not name two GPUs or more; give --num-shard"
+                .to_owned(),
+        )),
+        (Some(true) | None, None) => Ok(named),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
 
     #[test]
@@ -192,6 +217,41 @@ mod tests {
         }
         let text = free_address("203.0.113.7", 0).unwrap_err().to_string();
         assert!(text.contains("--hostname"), "{text}");
+    }
+
+    #[test]
+    fn the_number_of_shards_follows_tgis_rules() {
+        let machine = Machine {
+            cuda: true,
+            cores: 4,
+            bfloat16: false,
+            memory: None,
+        };
+        for (flags, expected) in [
+            ("--cuda-visible-devices 0", Ok(1)),
+            ("--cuda-visible-devices 0,1", Ok(2)),
+            ("--cuda-visible-devices 0,1 --sharded true", Ok(2)),
+            ("--cuda-visible-devices 0,1 --sharded false", Ok(1)),
+            ("--sharded false --num-shard 2", Ok(2)),
+            ("--sharded true --num-shard 2", Ok(2)),
+            (
+                "--sharded true --num-shard 1",
+                Err("contradicts --num-shard 1"),
+            ),
+            (
+                "--cuda-visible-devices 0 --sharded true",
+                Err("give --num-shard"),
+            ),
+        ] {
+            let arguments = ["launcher"].into_iter().chain(flags.split_whitespace());
+            let cli = Cli::try_parse_from(arguments).unwrap();
+            let found = num_ranks(&cli.sharding, &machine).map_err(|error| error.to_string());
+            match (found, expected) {
+                (Ok(found), Ok(expected)) => assert_eq!(found, expected, "{flags}"),
+                (Err(text), Err(words)) => assert!(text.contains(words), "{text}"),
+                (found, _) => panic!("{flags}: {found:?}"),
+            }
+        }
     }
 
     #[test]

@@ -91,7 +91,7 @@ pub struct LimitsConfig {
     #[arg(long, env = "MAX_CLIENT_BATCH_SIZE", default_value_t = 4)]
     pub max_client_batch_size: usize,
     /// Longest prompt, in tokens; max-total-tokens - 1 if absent
-    #[arg(long, env = "MAX_INPUT_TOKENS", visible_alias = "max-input-length")]
+    #[arg(long, env = "MAX_INPUT_TOKENS")]
     pub max_input_tokens: Option<usize>,
     /// Longest prompt plus answer, in tokens; what the model and the KV cache hold if absent
     #[arg(long, env = "MAX_TOTAL_TOKENS")]

@@ -7,11 +7,13 @@ pub mod chat;
 pub mod config;
 pub mod driver;
 pub mod engine;
+pub mod environment;
 pub mod error;
 pub mod event;
 pub mod metrics;
 pub mod model;
 pub mod names;
+mod report;
 pub mod request;
 pub mod scheduler;
 mod serve;
@@ -26,6 +28,13 @@ pub mod validation;
 pub mod vocabulary;
 
 pub use serve::{Router, ServeError, serve};
+
+/// The version, and the commit where whoever built this named it.
+pub fn version() -> String {
+    let commit = option_env!("PENSTOCK_COMMIT").filter(|commit| !commit.is_empty());
+    let version = env!("CARGO_PKG_VERSION");
+    commit.map_or(version.to_owned(), |commit| format!("{version} ({commit})"))
+}
 
 /// Generated from `proto/shard/v1/shard.proto`.
 #[expect(

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use metrics_exporter_prometheus::BuildError;
 use tokio::net::TcpListener;
@@ -18,6 +18,7 @@ use crate::event::Failure;
 use crate::metrics::Metrics;
 use crate::model::{Model, ModelError};
 use crate::names::ModelNames;
+use crate::report::BusyReport;
 use crate::server::{self, Drain, ListenError};
 use crate::stream::Generator;
 use crate::tokenizer::TokenizerPool;
@@ -26,6 +27,8 @@ use crate::tokenizer::TokenizerPool;
 const DELIVERIES_CAPACITY: usize = 64;
 /// Between two rounds of moving the driver's samples into the histograms' buckets.
 const UPKEEP: Duration = Duration::from_secs(5);
+/// Rounds of upkeep from one line about a busy server to the next.
+const ROUNDS_PER_REPORT: u32 = 2;
 /// When the driver is gone, for the last events of its requests.
 const LAST_EVENTS: Duration = Duration::from_secs(1);
 /// Bucket edges of token counts where neither flags nor config.json say how long texts may be.
@@ -193,9 +196,15 @@ async fn gone(mut status: watch::Receiver<EngineStatus>) {
 
 async fn upkeep(app: Arc<App>) {
     let mut interval = tokio::time::interval(UPKEEP);
+    let mut report = BusyReport::new(app.stats.get().scheduler, Instant::now());
     loop {
-        interval.tick().await;
-        app.metrics.upkeep(&app.stats);
+        for _ in 0..ROUNDS_PER_REPORT {
+            interval.tick().await;
+            app.metrics.upkeep(&app.stats);
+        }
+        if let Some(busy) = report.look(app.stats.get().scheduler, Instant::now()) {
+            busy.log();
+        }
     }
 }
 

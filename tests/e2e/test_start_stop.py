@@ -172,5 +172,5 @@ def test_version_and_help_name_every_group(tmp_path):
 
     assert output("--version").startswith("launcher ")
     text = output("--help")
-    for part in ("--model-id", "[env: MAX_TOTAL_TOKENS=]", "Exit codes:", "Limits:", "Batching:", "Sharding:", "HTTP:"):
+    for part in ("--model-id", "[env: MAX_TOTAL_TOKENS]", "Exit codes:", "Limits:", "Batching:", "Sharding:", "HTTP:"):
         assert part in text, part

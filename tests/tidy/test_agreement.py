@@ -8,7 +8,8 @@ from penstock_server import exit_codes, models
 from penstock_server.config import ShardConfig
 from penstock_server.models import config as model_config
 
-LAUNCHER = Path(__file__).parents[2] / "launcher" / "src"
+ROOT = Path(__file__).parents[2]
+LAUNCHER = ROOT / "launcher" / "src"
 
 
 def rust_list(file: str, constant: str) -> list[str]:
@@ -40,3 +41,10 @@ def test_the_launcher_reads_the_shards_exit_code():
     match = re.search(r"const MODEL_UNUSABLE: i32 = (\d+);", text)
     assert match
     assert int(match.group(1)) == exit_codes.BAD_MODEL
+
+
+def test_the_documentation_knows_every_metric_of_tgi():
+    code = set(re.findall(r'"(tgi_\w+)"', (ROOT / "router" / "src" / "metrics.rs").read_text()))
+    lines = (ROOT / "docs" / "from-tgi.md").read_text().splitlines()
+    rows = [line for line in lines if line.startswith("| `tgi_") and "left out" not in line]
+    assert {name for row in rows for name in re.findall(r"`(tgi_\w+)`", row)} == code

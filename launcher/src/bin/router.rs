@@ -10,6 +10,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::getppid;
 use penstock_router::ServeError;
 use penstock_router::config::RouterConfig;
+use penstock_router::environment::{self, IgnoredVariable};
 use penstock_router::signals::StopSignals;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
@@ -19,7 +20,7 @@ use tracing::{error, info};
 #[derive(Parser)]
 #[command(
     name = "router",
-    version,
+    version = penstock_router::version(),
     after_help = "With --config-stdin as the only argument, the configuration is read from standard input as one JSON object."
 )]
 struct Cli {
@@ -27,16 +28,22 @@ struct Cli {
     config: RouterConfig,
 }
 
+/// What was asked for, and variables that look as if they asked for something.
+struct Given {
+    config: RouterConfig,
+    ignored: Vec<IgnoredVariable>,
+}
+
 #[expect(clippy::print_stderr, reason = "without a config there is no log")]
 fn main() -> ExitCode {
-    let (runtime, signals, config) = match prepare() {
+    let (runtime, signals, Given { config, ignored }) = match prepare() {
         Ok(prepared) => prepared,
         Err(error) => {
             eprintln!("error: {error:#}");
             return ExitCode::from(2);
         }
     };
-    match run(&runtime, signals, config) {
+    match run(&runtime, signals, config, &ignored) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             error!("{error:#}");
@@ -48,7 +55,7 @@ fn main() -> ExitCode {
 
 /// Listens for signals before the launcher's config is read: a signal that comes sooner kills, one that comes later is
 /// answered by a drain.
-fn prepare() -> Result<(Runtime, StopSignals, RouterConfig)> {
+fn prepare() -> Result<(Runtime, StopSignals, Given)> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
@@ -68,13 +75,14 @@ fn allow_many_connections() {
     }
 }
 
-fn read_config() -> Result<RouterConfig> {
+fn read_config() -> Result<Given> {
     let mut arguments = std::env::args_os().skip(1);
     if arguments
         .next()
         .is_none_or(|argument| argument != "--config-stdin")
     {
-        return Ok(Cli::parse().config);
+        let (Cli { config }, ignored) = environment::parse();
+        return Ok(Given { config, ignored });
     }
     ensure!(
         arguments.next().is_none(),
@@ -91,11 +99,22 @@ fn read_config() -> Result<RouterConfig> {
             "the launcher {parent} is gone"
         );
     }
-    Ok(config)
+    Ok(Given {
+        config,
+        ignored: Vec::new(),
+    })
 }
 
-fn run(runtime: &Runtime, mut signals: StopSignals, config: RouterConfig) -> Result<()> {
+fn run(
+    runtime: &Runtime,
+    mut signals: StopSignals,
+    config: RouterConfig,
+    ignored: &[IgnoredVariable],
+) -> Result<()> {
     penstock_router::telemetry::init(&config.log)?;
+    for variable in ignored {
+        tracing::warn!("{variable}");
+    }
     allow_many_connections();
     // The launcher ends a router that shall not go on with SIGKILL; whatever else comes is a copy of its SIGTERM, or
     // somebody's who signals all processes.

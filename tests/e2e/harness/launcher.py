@@ -22,6 +22,7 @@ STOP_LIMIT_S = 30
 def environment(folder: Path) -> dict[str, str]:
     """The caller's, less what would configure a launcher, with a TMPDIR of its own so that leftovers are seen."""
     configuring = {"HOSTNAME", "PORT", "MODEL_ID", "NUM_SHARD", "DTYPE", "LOG_LEVEL", "JSON_OUTPUT"}
+    configuring |= {"REVISION", "QUANTIZE", "SHARDED", "SPECULATE", "API_KEY", "HF_MODEL_ID"}
     kept = {name: value for name, value in os.environ.items() if name not in configuring}
     packages = f"{ROOT / 'server'}{os.pathsep}{ROOT / 'kernels'}"
     return kept | {"TMPDIR": str(folder), "PENSTOCK_PYTHON": sys.executable, "PYTHONPATH": packages}

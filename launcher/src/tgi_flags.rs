@@ -53,13 +53,6 @@ pub(crate) const TGI_FLAGS: &[TgiFlag] = &[
         "the KV cache has the type that the model computes in",
     )
     .takes("KV_CACHE_DTYPE"),
-    refused(
-        "Essential",
-        "tokenizer-config-path",
-        "File to read instead of the model's tokenizer_config.json",
-        "the chat template is the model folder's",
-    )
-    .takes("TOKENIZER_CONFIG_PATH"),
     ignored(
         "Essential",
         "huggingface-hub-cache",

@@ -258,11 +258,10 @@ pub(crate) const TGI_FLAGS: &[TgiFlag] = &[
 ];
 
 /// Those that only somebody sets who means a model of their own.
-const MODEL_SETTINGS: [&str; 8] = [
+const MODEL_SETTINGS: [&str; 7] = [
     "revision",
     "trust-remote-code",
     "kv-cache-dtype",
-    "tokenizer-config-path",
     "quantize",
     "rope-scaling",
     "rope-factor",

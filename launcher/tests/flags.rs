@@ -23,7 +23,7 @@ const FLAGS: &[(&str, Option<&str>, Effect)] = &[
     ("trust-remote-code", None, Ignored),
     ("dtype", Some("bfloat16"), Works),
     ("kv-cache-dtype", Some("fp8_e4m3fn"), Refused),
-    ("tokenizer-config-path", Some("/x.json"), Refused),
+    ("tokenizer-config-path", Some("/x.json"), Works),
     ("huggingface-hub-cache", Some("/data"), Ignored),
     ("weights-cache-override", Some("/repository"), Ignored),
     ("env", None, Works),

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::{self, App, Bodies};
 use crate::config::{LimitsConfig, RouterConfig};
+use crate::cors::{self, Origins};
 use crate::driver::{self, DriverConfig, EngineStatus};
 use crate::engine::Connector;
 use crate::engine::grpc::GrpcConnector;
@@ -70,6 +71,7 @@ impl ServeError {
 #[derive(Debug)]
 pub struct Router {
     app: Arc<App>,
+    origins: Origins,
 }
 
 impl Router {
@@ -108,12 +110,15 @@ impl Router {
             metrics,
             draining: AtomicBool::new(false),
         };
-        Ok(Self { app: Arc::new(app) })
+        Ok(Self {
+            app: Arc::new(app),
+            origins: Origins::new(&config.http.cors_allow_origin),
+        })
     }
 
     /// All routes.
     pub fn routes(&self) -> axum::Router {
-        api::router(Arc::clone(&self.app))
+        cors::allow(api::router(Arc::clone(&self.app)), self.origins.clone())
     }
 
     /// No new request is taken from now on.

@@ -221,13 +221,6 @@ pub(crate) const TGI_FLAGS: &[TgiFlag] = &[
     )
     .takes("USAGE_STATS")
     .unless(&["off"]),
-    ignored(
-        "HTTP",
-        "cors-allow-origin",
-        "Origin whose scripts may read answers, may be repeated",
-        "no CORS header is sent, so that scripts of other origins cannot read answers",
-    )
-    .takes("CORS_ALLOW_ORIGIN"),
     refused(
         "HTTP",
         "api-key",

@@ -67,7 +67,7 @@ const FLAGS: &[(&str, Option<&str>, Effect)] = &[
     ("usage-stats", Some("on"), Ignored),
     ("hostname", Some("127.0.0.1"), Works),
     ("port", Some("0"), Works),
-    ("cors-allow-origin", Some("https://a.example"), Ignored),
+    ("cors-allow-origin", Some("https://a.example"), Works),
     ("api-key", Some("secret"), Refused),
     ("ngrok", None, Ignored),
     ("ngrok-authtoken", Some("x"), Ignored),

@@ -148,6 +148,9 @@ pub struct HttpConfig {
         value_parser = clap::value_parser!(u64).range(..=31_536_000)
     )]
     pub graceful_termination_timeout: u64,
+    /// Origins whose scripts may read answers; may be repeated, or a list with commas [default: all]
+    #[arg(long, env = "CORS_ALLOW_ORIGIN", value_delimiter = ',')]
+    pub cors_allow_origin: Vec<String>,
 }
 
 /// What is logged, and how.

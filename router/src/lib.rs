@@ -5,6 +5,7 @@
 pub mod api;
 pub mod chat;
 pub mod config;
+mod cors;
 pub mod driver;
 pub mod engine;
 pub mod environment;

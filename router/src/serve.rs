@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::{self, Answers, App, Bodies};
 use crate::config::{LimitsConfig, RouterConfig};
+use crate::cors::{self, Origins};
 use crate::driver::{self, DriverConfig, EngineStatus};
 use crate::engine::Connector;
 use crate::engine::grpc::GrpcConnector;
@@ -70,6 +71,7 @@ impl ServeError {
 #[derive(Debug)]
 pub struct Router {
     app: Arc<App>,
+    origins: Origins,
 }
 
 impl Router {
@@ -111,12 +113,15 @@ impl Router {
             metrics,
             draining: CancellationToken::new(),
         };
-        Ok(Self { app: Arc::new(app) })
+        Ok(Self {
+            app: Arc::new(app),
+            origins: Origins::new(&config.http.cors_allow_origin),
+        })
     }
 
     /// All routes.
     pub fn routes(&self) -> axum::Router {
-        api::router(&self.app)
+        cors::allow(api::router(&self.app), self.origins.clone())
     }
 
     /// No new request is taken from now on.

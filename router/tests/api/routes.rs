@@ -1,4 +1,4 @@
-use axum::http::Method;
+use axum::http::{Method, StatusCode};
 
 use crate::world::World;
 
@@ -67,4 +67,19 @@ async fn the_table_of_routes_is_right() {
             assert_eq!(reply.status != 405, allowed, "{path}");
         }
     }
+}
+
+#[tokio::test]
+async fn browsers_are_told_that_every_origin_may_read() {
+    let world = World::new().await;
+    let asking = [
+        ("origin", "https://a.example"),
+        ("access-control-request-method", "POST"),
+    ];
+    let reply = world.send(Method::OPTIONS, "/generate", &asking, "").await;
+    assert_eq!(reply.status, StatusCode::OK);
+    assert_eq!(reply.headers["access-control-allow-origin"], "*");
+    let reply = world.send(Method::GET, "/nowhere", &asking, "").await;
+    assert_eq!(reply.status, StatusCode::NOT_FOUND);
+    assert_eq!(reply.headers["access-control-allow-origin"], "*");
 }

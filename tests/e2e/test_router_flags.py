@@ -27,3 +27,19 @@ def test_names_template_and_status(launch, integer_folder, tmp_path):
         assert refused.status_code == 422
         assert refused.json()["error_type"] == "validation"
     assert launcher.stop() == 0
+
+
+def test_the_ipv6_wildcard_is_reached_by_both_kinds_of_addresses(launch, integer_folder):
+    launcher = launch("--model-id", integer_folder, "--hostname", "::")
+    url = httpx.URL(launcher.wait_until_ready())
+    assert url.host == "::1"
+    for host in ("::1", "127.0.0.1"):
+        for path in ("/health", "/metrics"):
+            assert httpx.head(url.copy_with(host=host, path=path), timeout=TIMEOUT_S).status_code == 200
+    assert launcher.stop() == 0
+
+
+def test_an_unreadable_template_is_refused(launch, integer_folder, tmp_path):
+    launcher = launch("--model-id", integer_folder, "--tokenizer-config-path", tmp_path / "nowhere.json")
+    assert launcher.wait() == 3
+    assert "there is no such file (--tokenizer-config-path)" in launcher.log

@@ -9,8 +9,8 @@ use std::thread;
 use std::time::Duration;
 
 use penstock_router::config::LogConfig;
+use penstock_router::telemetry;
 use serde_json::{Map, Value, json};
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::failure::Failure;
@@ -41,8 +41,8 @@ enum Message {
 
 /// Starts the writer and makes it the target of this process's own events.
 pub(crate) fn start(config: &LogConfig) -> Result<Output, Failure> {
-    let filter = EnvFilter::try_new(&config.log_level)
-        .map_err(|error| Failure::Usage(format!("--log-level {:?}: {error}", config.log_level)))?;
+    let filter = telemetry::filter(&config.log_level, &["launcher"])
+        .map_err(|error| Failure::Usage(error.to_string()))?;
     let (lines, waiting) = sync_channel(MAX_WAITING);
     let output = Output {
         lines,

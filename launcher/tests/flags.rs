@@ -272,7 +272,7 @@ fn the_environment_is_described_without_secrets() {
 
 #[test]
 fn the_level_of_the_log_comes_from_the_environment() {
-    for (level, warnings) in [("info", 1), ("warn", 1), ("error", 0), ("ERROR", 0)] {
+    for (level, warnings) in [("info", 1), ("Warning", 1), ("error", 0), ("ERROR", 0)] {
         let mut command = launcher("");
         command.args(["--revision", "x"]).env("LOG_LEVEL", level);
         let (code, text) = run(&mut command);
@@ -280,4 +280,7 @@ fn the_level_of_the_log_comes_from_the_environment() {
         assert_eq!(text.matches("no effect").count(), warnings, "{text}");
         assert!(text.contains("there is no folder"), "{text}");
     }
+    let (code, text) = run(launcher("").env("LOG_LEVEL", "loud"));
+    assert_eq!(code, Some(USAGE), "{text}");
+    assert!(text.contains("--log-level \"loud\""), "{text}");
 }

@@ -8,6 +8,9 @@ use tracing_subscriber::util::TryInitError;
 
 use crate::config::LogConfig;
 
+/// By the names that people give.
+const LEVELS: [&str; 6] = ["trace", "debug", "info", "warn", "error", "off"];
+
 /// A log level that is neither a level nor a filter, or a second initialisation.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
@@ -20,7 +23,7 @@ pub enum TelemetryError {
 /// Installs the process's log subscriber.
 pub fn init(config: &LogConfig) -> Result<(), TelemetryError> {
     use tracing_subscriber::util::SubscriberInitExt;
-    let filter = filter(&config.log_level)?;
+    let filter = filter(&config.log_level, &["router"])?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stdout().is_terminal());
@@ -32,29 +35,33 @@ pub fn init(config: &LogConfig) -> Result<(), TelemetryError> {
     Ok(())
 }
 
-/// A bare level is ours; the libraries below stay at info, or their packets would bury everything at debug.
-fn filter(level: &str) -> Result<EnvFilter, TelemetryError> {
-    let is_filter = level.contains(['=', ',']);
-    let directives = if is_filter {
-        level.to_owned()
-    } else {
-        let level = level.trim().to_ascii_lowercase();
-        let level = if level.is_empty() {
-            "info"
-        } else {
-            level.as_str()
-        };
-        let libraries = if matches!(level, "debug" | "trace") {
-            "info"
-        } else {
-            level
-        };
-        format!("{libraries},penstock_router={level},router={level}")
-    };
-    EnvFilter::try_new(directives).map_err(|error| TelemetryError::Level {
+/// From a level in any case, or a filter of tracing's. A bare level is that of the programs in `ours` and of this library;
+/// the libraries below stay at info, or their packets would bury everything at debug.
+pub fn filter(level: &str, ours: &[&str]) -> Result<EnvFilter, TelemetryError> {
+    let failed = |reason: String| TelemetryError::Level {
         level: level.to_owned(),
-        reason: error.to_string(),
-    })
+        reason,
+    };
+    if level.contains(['=', ',', '[']) {
+        return EnvFilter::try_new(level).map_err(|error| failed(error.to_string()));
+    }
+    let own_level = match level.trim().to_ascii_lowercase().as_str() {
+        "" => "info",
+        "warning" => "warn",
+        known => LEVELS
+            .into_iter()
+            .find(|level| *level == known)
+            .ok_or_else(|| failed(format!("not a filter, and none of {}", LEVELS.join(", "))))?,
+    };
+    let libraries = if matches!(own_level, "debug" | "trace") {
+        "info"
+    } else {
+        own_level
+    };
+    let ours = ours.iter().map(|name| format!(",{name}={own_level}"));
+    let ours: String = ours.collect();
+    EnvFilter::try_new(format!("{libraries},penstock_router={own_level}{ours}"))
+        .map_err(|error| failed(error.to_string()))
 }
 
 #[cfg(test)]
@@ -66,19 +73,27 @@ mod tests {
         for level in [
             "info",
             "WARN",
+            "Warning",
             "debug",
+            "off",
             "",
             "info,h2=warn",
             "penstock_router=trace",
         ] {
-            assert!(filter(level).is_ok(), "{level}");
+            assert!(filter(level, &["router"]).is_ok(), "{level}");
         }
-        assert!(
-            filter("debug")
-                .unwrap()
-                .to_string()
-                .contains("penstock_router=debug")
-        );
-        assert!(filter("loud=quiet").is_err());
+        let debug = filter("debug", &["launcher"]).unwrap().to_string();
+        for part in ["penstock_router=debug", "launcher=debug", "info"] {
+            assert!(debug.contains(part), "{debug}");
+        }
+    }
+
+    /// Such a word would be a filter for a part of that name, which leaves the log empty.
+    #[test]
+    fn what_is_neither_is_refused() {
+        for level in ["loud", "loud=quiet", "=="] {
+            let error = filter(level, &["router"]).unwrap_err().to_string();
+            assert!(error.starts_with("--log-level"), "{error}");
+        }
     }
 }

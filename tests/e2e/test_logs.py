@@ -20,13 +20,12 @@ def test_lines_of_shards_carry_their_rank_and_a_pipe_gets_no_colour(launch, inte
 def test_a_busy_router_says_how_busy_it_is(launch, integer_folder):
     launcher = launch("--model-id", integer_folder)
     generate(launcher.wait_until_ready(), body("busy", 40))
-    line = launcher.wait_for_line(
-        r"busy running=\d+ waiting=\d+ tokens_per_second=([\d.]+) prompt_tokens_per_second=([\d.]+) "
+    # A line may fall into the request's first step, before any token.
+    launcher.wait_for_line(
+        r"busy running=\d+ waiting=\d+ tokens_per_second=(?!0\.0 )[\d.]+ prompt_tokens_per_second=[\d.]+ "
         r"kv_used_percent=\d+$",
         60,  # five times the 10 s between two lines, and some
     )
-    assert float(line.group(1)) > 0
-    assert float(line.group(2)) > 0
     assert launcher.stop() == 0
 
 

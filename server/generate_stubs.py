@@ -12,7 +12,7 @@ from pathlib import Path
 
 OLDEST_GRPCIO_TOOLS = "1.74.0"
 REPOSITORY = Path(__file__).resolve().parent.parent
-PROTO_FILES = ("shard/v1/shard.proto",)
+PROTO_FILES = ("shard/v1/shard.proto", "penstock/v1/generation.proto")
 
 
 def protoc(output: Path) -> None:
@@ -30,7 +30,9 @@ def make_imports_absolute(output: Path) -> None:
     """protoc writes imports relative to the proto root; the stubs live below `penstock_server.pb`."""
     for stub in [*output.rglob("*_pb2.py"), *output.rglob("*_pb2_grpc.py")]:
         text = stub.read_text()
-        stub.write_text(re.sub(r"^from (shard[.\w]*) import", r"from penstock_server.pb.\1 import", text, flags=re.M))
+        stub.write_text(
+            re.sub(r"^from ((?:shard|penstock)\.[.\w]*) import", r"from penstock_server.pb.\1 import", text, flags=re.M)
+        )
 
 
 def main() -> int:

@@ -1,6 +1,7 @@
 //! What can go wrong with a request, and the one table from its kind to a status and the codes of each dialect.
 
 use axum::http::StatusCode;
+use tonic::Code;
 
 use crate::event::Failure;
 use crate::metrics::FailureLabel;
@@ -26,6 +27,10 @@ pub enum ErrorKind {
     NotReady,
     /// The engine failed during the request.
     Generation,
+    /// The engine or the server ended during the request: another try may well succeed.
+    EngineLost,
+    /// The time that the client gave is over.
+    Deadline,
     /// The stream ended without its last event.
     Incomplete,
     NotFound,
@@ -98,13 +103,18 @@ impl ErrorKind {
                 "not_ready",
                 L::Generation,
             ),
-            Self::Generation => codes(
+            Self::Generation | Self::EngineLost => codes(
                 S::FAILED_DEPENDENCY,
                 internal,
                 "generation",
                 "generation",
                 L::Generation,
             ),
+            Self::Deadline => {
+                let code = "deadline_exceeded";
+                let status = S::GATEWAY_TIMEOUT;
+                codes(status, status, code, code, L::Deadline)
+            }
             Self::Incomplete => {
                 let code = "incomplete_generation";
                 codes(internal, internal, code, code, L::Incomplete)
@@ -113,6 +123,21 @@ impl ErrorKind {
             Self::MethodNotAllowed => unknown(S::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Self::ModelNotFound => unknown(S::NOT_FOUND, "model_not_found"),
             Self::Internal => codes(internal, internal, "internal", "internal", L::Generation),
+        }
+    }
+
+    /// The gRPC service.
+    pub fn grpc_code(self) -> Code {
+        match self {
+            Self::Malformed | Self::WrongType | Self::Validation | Self::Template => {
+                Code::InvalidArgument
+            }
+            Self::TooLarge | Self::Overloaded => Code::ResourceExhausted,
+            Self::BodyTimeout | Self::Deadline => Code::DeadlineExceeded,
+            Self::NotReady | Self::EngineLost => Code::Unavailable,
+            Self::Generation | Self::Incomplete | Self::Internal => Code::Internal,
+            Self::NotFound | Self::ModelNotFound => Code::NotFound,
+            Self::MediaType | Self::MethodNotAllowed => Code::Unimplemented,
         }
     }
 }
@@ -185,8 +210,17 @@ impl From<SubmitError> for ApiError {
 
 impl From<Failure> for ApiError {
     fn from(failure: Failure) -> Self {
+        let kind = match failure {
+            Failure::EngineLost | Failure::ShuttingDown => ErrorKind::EngineLost,
+            Failure::BadLogits
+            | Failure::BadInput
+            | Failure::OutOfMemory
+            | Failure::NoPenalties
+            | Failure::TooLong
+            | Failure::Text => ErrorKind::Generation,
+        };
         let message = format!("Request failed during generation: {failure}");
-        Self::new(ErrorKind::Generation, message)
+        Self::new(kind, message)
     }
 }
 

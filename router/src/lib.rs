@@ -19,6 +19,7 @@ pub mod signals;
 pub mod stream;
 pub mod telemetry;
 pub mod text;
+pub mod tokenize;
 pub mod tokenizer;
 pub mod validation;
 pub mod vocabulary;
@@ -35,4 +36,19 @@ pub use serve::{Router, ServeError, serve};
 )]
 pub mod pb {
     tonic::include_proto!("shard.v1");
+}
+
+/// Generated from `proto/penstock/v1/generation.proto`.
+#[expect(
+    clippy::all,
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
+    clippy::doc_markdown,
+    reason = "generated code is not ours to lint"
+)]
+pub mod public_pb {
+    tonic::include_proto!("penstock.v1");
+
+    /// The file as reflection shows it.
+    pub const FILE_DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("penstock.v1");
 }

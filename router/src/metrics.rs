@@ -19,17 +19,20 @@ pub enum FailureLabel {
     Template,
     Incomplete,
     Generation,
+    /// The time that a gRPC client gave was over.
+    Deadline,
     /// The client went away.
     Dropped,
 }
 
 impl FailureLabel {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Overloaded,
         Self::Validation,
         Self::Template,
         Self::Incomplete,
         Self::Generation,
+        Self::Deadline,
         Self::Dropped,
     ];
 
@@ -40,6 +43,7 @@ impl FailureLabel {
             Self::Template => "template",
             Self::Incomplete => "incomplete",
             Self::Generation => "generation",
+            Self::Deadline => "deadline",
             Self::Dropped => "dropped",
         }
     }

@@ -1,7 +1,6 @@
 //! The router put together: port, model, driver, text workers, routes. [`serve`] runs it; tests take the parts.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use metrics_exporter_prometheus::BuildError;
@@ -103,19 +102,19 @@ impl Router {
             status: driver.status,
             stats: driver.stats,
             metrics,
-            draining: AtomicBool::new(false),
+            draining: CancellationToken::new(),
         };
         Ok(Self { app: Arc::new(app) })
     }
 
     /// All routes.
     pub fn routes(&self) -> axum::Router {
-        api::router(Arc::clone(&self.app))
+        api::router(&self.app)
     }
 
     /// No new request is taken from now on.
     pub fn drain(&self) {
-        self.app.draining.store(true, Ordering::Relaxed);
+        self.app.draining.cancel();
     }
 
     /// Running requests end with an error.
@@ -158,7 +157,7 @@ impl Router {
             let (app, shutdown) = (Arc::clone(&self.app), shutdown.clone());
             async move {
                 shutdown.cancelled().await;
-                app.draining.store(true, Ordering::Relaxed);
+                app.draining.cancel();
             }
         });
         let drain = Drain {

@@ -29,6 +29,12 @@ pub struct JobFailed;
 #[error("{0}")]
 pub struct EncodeError(String);
 
+impl From<tokenizers::Error> for EncodeError {
+    fn from(error: tokenizers::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
 impl TokenizerPool {
     /// Starts `num_workers` threads.
     pub fn new(tokenizer: &Arc<Tokenizer>, num_workers: usize) -> std::io::Result<Self> {
@@ -81,9 +87,7 @@ pub fn encode(
     text: &str,
     add_special_tokens: bool,
 ) -> Result<Vec<u32>, EncodeError> {
-    let encoding = tokenizer
-        .encode_fast(text, add_special_tokens)
-        .map_err(|error| EncodeError(error.to_string()))?;
+    let encoding = tokenizer.encode_fast(text, add_special_tokens)?;
     Ok(encoding.get_ids().to_vec())
 }
 

@@ -5,46 +5,68 @@ import sys
 from pathlib import Path
 
 import grpc_tools
+import pytest
 from google.protobuf import descriptor_pb2
 from grpc_tools import protoc
 
 import penstock_server
+import penstock_server.pb.penstock.v1 as public
+from penstock_server.pb.penstock.v1 import generation_pb2, generation_pb2_grpc
 from penstock_server.pb.shard.v1 import shard_pb2, shard_pb2_grpc
 from penstock_server.row_status import RowStatus
 
 SERVER = Path(penstock_server.__file__).parent.parent
 PROTO = SERVER.parent / "proto"
+FILES = [
+    ("shard/v1/shard.proto", shard_pb2, shard_pb2_grpc.ShardServicer),
+    ("penstock/v1/generation.proto", generation_pb2, generation_pb2_grpc.GenerationServicer),
+]
 
 
-def test_the_stubs_are_those_of_the_proto_file(tmp_path):
-    """Compares the compiled descriptors: the tools' own version does not matter."""
+def compiled(file, tmp_path):
     output = tmp_path / "descriptors"
     includes = [f"--proto_path={PROTO}", f"--proto_path={Path(grpc_tools.__file__).parent / '_proto'}"]
-    arguments = ["protoc", *includes, f"--descriptor_set_out={output}", "shard/v1/shard.proto"]
-    assert protoc.main(arguments) == 0
-    (expected,) = descriptor_pb2.FileDescriptorSet.FromString(output.read_bytes()).file
-    actual = descriptor_pb2.FileDescriptorProto.FromString(shard_pb2.DESCRIPTOR.serialized_pb)
+    assert protoc.main(["protoc", *includes, f"--descriptor_set_out={output}", file]) == 0
+    (descriptor,) = descriptor_pb2.FileDescriptorSet.FromString(output.read_bytes()).file
+    return descriptor
+
+
+@pytest.mark.parametrize(("file", "module", "servicer"), FILES, ids=["shard", "generation"])
+def test_the_stubs_are_those_of_the_proto_file(file, module, servicer, tmp_path):
+    """Compares the compiled descriptors: the tools' own version does not matter."""
+    expected = compiled(file, tmp_path)
+    actual = descriptor_pb2.FileDescriptorProto.FromString(module.DESCRIPTOR.serialized_pb)
     assert without_json_names(actual) == without_json_names(expected), "run `make proto`"
     methods = {method.name for method in expected.service[0].method}
-    assert {name for name in vars(shard_pb2_grpc.ShardServicer) if not name.startswith("_")} == methods
+    assert {name for name in vars(servicer) if not name.startswith("_")} == methods
 
 
 def without_json_names(file):
     """Protoc writes them, its Python plugin does not."""
     for message in file.message_type:
-        for field in message.field:
-            field.ClearField("json_name")
+        for part in [message, *message.nested_type]:
+            for field in part.field:
+                field.ClearField("json_name")
     return file
 
 
-def test_the_stubs_are_made_by_the_oldest_supported_tools():
+def test_one_import_has_every_public_message():
+    descriptor = generation_pb2.DESCRIPTOR
+    names = {*descriptor.message_types_by_name, *descriptor.enum_types_by_name}
+    service = {"GenerationStub", "GenerationServicer", "add_GenerationServicer_to_server"}
+    assert set(public.__all__) == names | service
+
+
+@pytest.mark.parametrize("stubs", [shard_pb2_grpc, generation_pb2_grpc], ids=["shard", "generation"])
+def test_the_stubs_are_made_by_the_oldest_supported_tools(stubs):
     script = (SERVER / "generate_stubs.py").read_text()
-    assert f'OLDEST_GRPCIO_TOOLS = "{shard_pb2_grpc.GRPC_GENERATED_VERSION}"' in script
+    assert f'OLDEST_GRPCIO_TOOLS = "{stubs.GRPC_GENERATED_VERSION}"' in script
 
 
-def test_the_stubs_import_neither_torch_nor_the_engine():
+@pytest.mark.parametrize("module", ["shard.v1.shard_pb2_grpc", "penstock.v1"])
+def test_the_stubs_import_neither_torch_nor_the_engine(module):
     program = (
-        "import sys, penstock_server.pb.shard.v1.shard_pb2_grpc; "
+        f"import sys, penstock_server.pb.{module}; "
         "print(*(name for name in sys.modules if name == 'torch' or name.startswith('penstock_server')))"
     )
     environment = {"PYTHONPATH": str(SERVER), "PATH": ""}

@@ -45,8 +45,8 @@ impl Bodies {
         taken.map_err(|_| ReadError::Overloaded)
     }
 
-    async fn read(&self, mut body: Limited<Body>) -> Result<JsonBody, ReadError> {
-        let mut read = JsonBody {
+    async fn read(&self, mut body: Limited<Body>) -> Result<Received, ReadError> {
+        let mut read = Received {
             bytes: Vec::new(),
             room: self.take(0)?,
         };
@@ -66,12 +66,17 @@ enum ReadError {
 }
 
 impl App {
-    /// Reads a JSON body. To be kept until its prompt is tokens: until then it counts.
+    /// Reads a JSON body.
     pub(super) async fn read_body(&self, request: Request) -> Result<JsonBody, ApiError> {
         check_media_type(&request)?;
+        self.receive(request.into_body()).await.map(JsonBody)
+    }
+
+    /// Reads a body of any type.
+    pub(super) async fn receive(&self, body: Body) -> Result<Received, ApiError> {
         let limit = self.limits.payload_limit;
-        let stated = request.body().size_hint().exact();
-        let body = self.bodies.read(Limited::new(request.into_body(), limit));
+        let stated = body.size_hint().exact();
+        let body = self.bodies.read(Limited::new(body, limit));
         let Ok(read) = tokio::time::timeout(BODY_TIMEOUT, body).await else {
             let seconds = BODY_TIMEOUT.as_secs();
             let message = format!("the body did not arrive within {seconds} s");
@@ -114,24 +119,29 @@ fn check_media_type(request: &Request) -> Result<(), ApiError> {
     Err(ApiError::new(ErrorKind::MediaType, message).with_param("Content-Type"))
 }
 
-/// A body that has arrived, and the room that it takes.
+/// A body that has arrived.
 #[derive(Debug)]
-pub(super) struct JsonBody {
-    bytes: Vec<u8>,
-    room: OwnedSemaphorePermit,
+pub(super) struct Received {
+    pub(super) bytes: Vec<u8>,
+    /// To be kept until the prompt is tokens: until then the body counts.
+    pub(super) room: OwnedSemaphorePermit,
 }
+
+/// To be kept until its prompt is tokens.
+#[derive(Debug)]
+pub(super) struct JsonBody(Received);
 
 impl JsonBody {
     /// Takes the fields of `T`; unknown fields are ignored.
     pub(super) fn parse<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
         // A list would be taken for the fields in their order.
-        if self.bytes.trim_ascii_start().first() == Some(&b'[') {
+        if self.0.bytes.trim_ascii_start().first() == Some(&b'[') {
             return Err(wrong_type(
                 ".",
                 "the body must be a JSON object. Given: a list",
             ));
         }
-        let mut deserializer = serde_json::Deserializer::from_slice(&self.bytes);
+        let mut deserializer = serde_json::Deserializer::from_slice(&self.0.bytes);
         let parsed = serde_path_to_error::deserialize(&mut deserializer);
         let parsed = match parsed {
             Ok(parsed) => deserializer

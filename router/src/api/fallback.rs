@@ -1,11 +1,11 @@
 //! Answers to unknown paths and wrong methods: what was asked for, and what there is.
 
-use axum::http::header::ALLOW;
-use axum::http::{HeaderValue, Method, Uri};
+use axum::http::header::{ALLOW, CONTENT_TYPE};
+use axum::http::{HeaderMap, HeaderValue, Method, Uri};
 use axum::response::Response;
 
 use super::respond::ErrorStyle;
-use super::routes;
+use super::{grpc, routes};
 use crate::error::{ApiError, ErrorKind};
 
 /// How many routes an answer lists.
@@ -13,8 +13,12 @@ const NUM_NEAREST: usize = 3;
 /// Longer paths are cut in the answer and in the comparison.
 const MAX_PATH: usize = 100;
 
-pub(super) async fn unknown_route(uri: Uri) -> Response {
+pub(super) async fn unknown_route(headers: HeaderMap, uri: Uri) -> Response {
     let path: String = uri.path().chars().take(MAX_PATH).collect();
+    let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+    if kind.is_some_and(|kind| kind.starts_with(b"application/grpc")) {
+        return grpc::unknown_method(&path);
+    }
     let mut routes: Vec<(usize, &str, &str)> = routes()
         .map(|(route, methods)| (distance(&path, route), route, methods))
         .collect();

@@ -11,7 +11,7 @@ use crate::error::{ApiError, ErrorKind};
 use crate::event::{Event, Finished, Token};
 use crate::stream::{Generation, Permit};
 use crate::text::{TextParams, TextStyle};
-use crate::tokenizer::encode;
+use crate::tokenizer::{EncodeError, encode};
 use crate::validation::{Draft, Limits, ValidationError, check};
 
 /// What is to be continued.
@@ -94,16 +94,15 @@ impl App {
                 Some(messages) => app.render(&messages)?,
                 None => text,
             };
-            let ids = encode(tokenizer, &text, add_special_tokens).map_err(|error| {
-                let message = format!("`{inputs}`: tokenizer error: {error}");
-                ApiError::from(ValidationError::new(inputs, message))
-            })?;
+            let ids = encode(tokenizer, &text, add_special_tokens)
+                .map_err(|error| tokenizer_error(inputs, &error))?;
             Ok((ids, text.chars().count()))
         };
         self.tokenizers.run(job).await?
     }
 
-    fn render(&self, messages: &[Value]) -> Result<String, ApiError> {
+    /// The prompt of a chat. Slow: for a tokenizer thread.
+    pub(super) fn render(&self, messages: &[Value]) -> Result<String, ApiError> {
         let error = |message: String| {
             let message = format!("Template error: {message}");
             ApiError::new(ErrorKind::Template, message).with_param("messages")
@@ -117,6 +116,12 @@ impl App {
             .render(messages)
             .map_err(|raised| error(raised.to_string()))
     }
+}
+
+/// The tokenizer refused the text of this field.
+pub(super) fn tokenizer_error(field: &str, error: &EncodeError) -> ApiError {
+    let message = format!("`{field}`: tokenizer error: {error}");
+    ValidationError::new(field, message).into()
 }
 
 impl Running {

@@ -1,25 +1,28 @@
-//! The HTTP side: one file per dialect, each with its types and how its requests, answers and errors look; shared
-//! between them are bodies, streams, records and the way to the engine. No dialect knows another, and none knows
-//! seats, blocks or plans.
+//! The HTTP side, gRPC included: one file or folder per dialect, each with its types and how its requests, answers and
+//! errors look; shared between them are bodies, streams, records and the way to the engine. No dialect knows another,
+//! and none knows seats, blocks or plans.
 
 mod body;
 mod fallback;
 mod generate;
+mod grpc;
 mod headers;
 mod health;
+mod native;
 mod openai;
 mod record;
 mod respond;
 mod sse;
 mod tgi;
+mod watched;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{MethodRouter, get, post};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::LimitsConfig;
 use crate::driver::{EngineFacts, EngineStatus, SharedStats};
@@ -48,8 +51,8 @@ pub struct App {
     pub status: watch::Receiver<EngineStatus>,
     pub stats: SharedStats,
     pub metrics: Arc<Metrics>,
-    /// Set once: no new work from then on.
-    pub draining: AtomicBool,
+    /// No new work once it is cancelled.
+    pub draining: CancellationToken,
 }
 
 impl App {
@@ -58,7 +61,7 @@ impl App {
         let not_ready = |message: String, seconds| {
             Err(ApiError::new(ErrorKind::NotReady, message).retry_after(seconds))
         };
-        if self.draining.load(Ordering::Relaxed) {
+        if self.draining.is_cancelled() {
             return not_ready(
                 "the server is shutting down".to_owned(),
                 RETRY_WHILE_STARTING,
@@ -125,8 +128,8 @@ pub fn routes() -> impl Iterator<Item = (&'static str, &'static str)> {
     ROUTES.iter().map(|route| (route.path, route.methods))
 }
 
-/// All routes.
-pub fn router(app: AppState) -> Router {
+/// All routes, and the gRPC services beside them.
+pub fn router(app: &AppState) -> Router {
     let router = ROUTES.iter().fold(Router::new(), |router, route| {
         router.route(route.path, (route.handlers)())
     });
@@ -135,5 +138,6 @@ pub fn router(app: AppState) -> Router {
         .method_not_allowed_fallback(fallback::wrong_method)
         // Bodies are limited where they are read, with an answer that names the limit.
         .layer(DefaultBodyLimit::disable())
-        .with_state(app)
+        .with_state(Arc::clone(app))
+        .merge(grpc::routes(app))
 }

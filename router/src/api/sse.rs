@@ -3,7 +3,6 @@
 
 use std::io::{self, Write};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -12,16 +11,14 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::Response;
 use bytes::Bytes;
-use futures_util::Stream;
 use serde::Serialize;
-use tokio::task::AbortHandle;
-use tokio::time::{Instant, Sleep, sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep};
 
 use super::generate::Streams;
 use super::record::Record;
+use super::watched::{Source, Watched};
 use crate::error::ApiError;
 use crate::event::Event;
-use crate::server::WRITE_TIMEOUT;
 
 /// Proxies close connections that are silent for longer.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -83,92 +80,27 @@ impl serde_json::ser::Formatter for OneLine {
 }
 
 /// What a stream is made of.
-struct Source<E> {
+struct Writes<E> {
     streams: Streams,
     encoder: E,
     record: Record,
     /// Ends when it is time for a comment; every write sets it anew.
     silence: Pin<Box<Sleep>>,
-    /// When the connection took something and has not come back for more; `None` while it waits for us.
-    taken: Option<Instant>,
 }
 
-enum State<E> {
-    Open(Source<E>),
-    Ended,
-    /// Nobody read it: what still ran is cancelled, and its place is free.
-    Cut,
-}
-
-/// The body of a streaming response; dropping it cancels what still runs. A connection that waits for its client asks
-/// for nothing more, so somebody else must look at the clock: over HTTP/2 the socket may be well and one stream stuck.
-struct EventStream<E> {
-    state: Arc<Mutex<State<E>>>,
-    watch: AbortHandle,
-}
-
-/// A response that streams.
+/// A response that streams; dropping it cancels what still runs.
 pub(super) fn stream_response<E: Encoder>(
     streams: Streams,
     encoder: E,
     record: Record,
 ) -> Response {
-    let state = Arc::new(Mutex::new(State::Open(Source {
+    let writes = Writes {
         streams,
         encoder,
         record,
         silence: Box::pin(sleep(KEEP_ALIVE)),
-        taken: Some(Instant::now()),
-    })));
-    let watch = tokio::spawn(watch(Arc::downgrade(&state))).abort_handle();
-    respond(Body::from_stream(EventStream { state, watch }))
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().expect("a stream that panicked is not polled")
-}
-
-/// Cuts the stream when it has not been read for `WRITE_TIMEOUT`.
-async fn watch<E>(state: Weak<Mutex<State<E>>>) {
-    let mut wake = Instant::now() + WRITE_TIMEOUT;
-    loop {
-        sleep_until(wake).await;
-        let Some(state) = state.upgrade() else { return };
-        let mut state = lock(&state);
-        let State::Open(source) = &*state else { return };
-        let now = Instant::now();
-        wake = source.taken.unwrap_or(now) + WRITE_TIMEOUT;
-        if wake <= now {
-            *state = State::Cut;
-            return;
-        }
-    }
-}
-
-impl<E: Encoder> Stream for EventStream<E> {
-    type Item = io::Result<Bytes>;
-
-    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let mut state = lock(&self.state);
-        let source = match &mut *state {
-            State::Open(source) => source,
-            State::Ended => return Poll::Ready(None),
-            State::Cut => return Poll::Ready(Some(Err(io::ErrorKind::TimedOut.into()))),
-        };
-        source.taken = None;
-        let (frames, is_last) = ready!(source.poll(context));
-        source.taken = Some(Instant::now());
-        if is_last {
-            *state = State::Ended;
-        }
-        Poll::Ready(Some(Ok(Bytes::from(frames.0))))
-    }
-}
-
-impl<E> Drop for EventStream<E> {
-    fn drop(&mut self) {
-        self.watch.abort();
-    }
+    };
+    respond(Body::from_stream(Watched::new(writes)))
 }
 
 /// A stream of one error event, for what went wrong before the first token.
@@ -190,14 +122,15 @@ fn respond(body: Body) -> Response {
     response
 }
 
-impl<E: Encoder> Source<E> {
-    /// The next write, and whether it is the last.
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<(Frames, bool)> {
+impl<E: Encoder> Source for Writes<E> {
+    type Item = Bytes;
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<(Bytes, bool)> {
         let mut frames = Frames::default();
         while let Poll::Ready(next) = self.streams.poll_next(context) {
             let Some((index, mut events)) = next else {
                 self.encoder.end(&mut frames);
-                return Poll::Ready((frames, true));
+                return Poll::Ready((frames.0.into(), true));
             };
             self.record.observe(&events);
             let failure = match events.last() {
@@ -210,18 +143,18 @@ impl<E: Encoder> Source<E> {
             self.encoder.events(index, events, &mut frames);
             if let Some(failure) = failure {
                 self.encoder.error(&failure.into(), &mut frames);
-                return Poll::Ready((frames, true));
+                return Poll::Ready((frames.0.into(), true));
             }
             // Text may be held back: then there is nothing to write yet, and the silence goes on.
             if !frames.0.is_empty() {
                 self.silence.as_mut().reset(Instant::now() + KEEP_ALIVE);
-                return Poll::Ready((frames, false));
+                return Poll::Ready((frames.0.into(), false));
             }
         }
         ready!(self.silence.as_mut().poll(context));
         frames.comment();
         self.silence.as_mut().reset(Instant::now() + KEEP_ALIVE);
-        Poll::Ready((frames, false))
+        Poll::Ready((frames.0.into(), false))
     }
 }
 

@@ -3,11 +3,15 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use axum::http::Request;
-use http_body_util::BodyExt;
+use axum::http::{Request, Response};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use penstock_router::public_pb::{GenerateRequest, Parameters};
 use penstock_router::server::{self, Drain};
+use prost::Message;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -18,13 +22,13 @@ use crate::world::World;
 
 const STEP: Duration = Duration::from_millis(10);
 
-struct Served {
-    address: SocketAddr,
-    stop: CancellationToken,
-    done: JoinHandle<()>,
+pub(crate) struct Served {
+    pub(crate) address: SocketAddr,
+    pub(crate) stop: CancellationToken,
+    pub(crate) done: JoinHandle<()>,
 }
 
-async fn serve(
+pub(crate) async fn serve(
     world: &World,
     timeout: Duration,
     expired: impl FnOnce() + Send + 'static,
@@ -169,9 +173,9 @@ async fn a_client_that_does_not_read_loses_its_place() {
     );
 }
 
-/// Over HTTP/2 the connection lives and answers pings; it is one stream's window that stays shut.
-#[tokio::test]
-async fn a_stream_that_is_not_read_loses_its_place() {
+/// Sends a request over HTTP/2 whose answer is not read, and waits until it is cut: the connection lives and answers
+/// pings; it is one stream's window that stays shut.
+async fn leave_unread(path: &str, content_type: &str, body: Vec<u8>) -> Response<Incoming> {
     let world = world_of_long_answers().await;
     let served = serve(&world, STEP, || ()).await;
     let stream = TcpStream::connect(served.address).await.unwrap();
@@ -181,15 +185,42 @@ async fn a_stream_that_is_not_read_loses_its_place() {
         .await
         .unwrap();
     let connection = tokio::spawn(connection);
-    let request = Request::post(format!("http://{}/generate_stream", served.address))
-        .header("content-type", "application/json")
-        .body(much())
+    let request = Request::post(format!("http://{}{path}", served.address))
+        .header("content-type", content_type)
+        .body(Full::new(Bytes::from(body)))
         .unwrap();
     let response = client.send_request(request).await.unwrap();
     wait_until_cut(&world).await;
+    assert!(!connection.is_finished());
+    response
+}
+
+#[tokio::test]
+async fn a_stream_that_is_not_read_loses_its_place() {
+    let body = much().into_bytes();
+    let response = leave_unread("/generate_stream", "application/json", body).await;
     // It ends with a reset, not like a whole answer.
     assert!(response.into_body().collect().await.is_err());
-    assert!(!connection.is_finished());
+}
+
+#[tokio::test]
+async fn a_grpc_stream_that_is_not_read_loses_its_place() {
+    let parameters = Parameters {
+        ignore_eos: Some(true),
+        top_n_tokens: Some(5),
+        ..Parameters::default()
+    };
+    let message = GenerateRequest {
+        inputs: "a".to_owned(),
+        parameters: Some(parameters),
+    };
+    let message = message.encode_to_vec();
+    let mut body = vec![0, 0, 0, 0, u8::try_from(message.len()).unwrap()];
+    body.extend(message);
+    let path = "/penstock.v1.Generation/GenerateStream";
+    let response = leave_unread(path, "application/grpc", body).await;
+    let rest = response.into_body().collect().await.unwrap();
+    assert_eq!(rest.trailers().unwrap()["grpc-status"], "10");
 }
 
 /// Bodies that are on their way are limited together, not only one by one.

@@ -6,6 +6,8 @@ mod bad_inputs;
 #[cfg(test)]
 mod connections;
 #[cfg(test)]
+mod grpc;
+#[cfg(test)]
 mod lifecycle;
 #[cfg(test)]
 mod openai;

@@ -6,18 +6,17 @@ use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 
-use self::render::{NativeStream, Shape, body};
-use super::generate::{Prompt, Running, Streams};
+use self::render::{NativeStream, body};
+use super::generate::{Running, Streams};
 use super::headers::{compute_headers, timing_headers};
+use super::native::{Lowered, Parameters, Shape, lower, start};
 use super::record::Record;
 use super::respond::{ErrorStyle, json_response};
 use super::sse::{error_response, stream_response};
 use super::{App, AppState};
 use crate::error::ApiError;
-use crate::text::TextStyle;
-use crate::validation::{Draft, NATIVE_NAMES};
+use crate::validation::Draft;
 
 #[derive(Debug, Deserialize)]
 struct GenerateRequest {
@@ -31,35 +30,6 @@ struct CompatRequest {
     stream: Option<bool>,
 }
 
-/// Integers are wide so that a negative one meets the rule for its range, not an error about types.
-#[derive(Debug, Deserialize)]
-struct Parameters {
-    best_of: Option<i64>,
-    temperature: Option<f64>,
-    repetition_penalty: Option<f64>,
-    frequency_penalty: Option<f64>,
-    presence_penalty: Option<f64>,
-    top_k: Option<i64>,
-    top_p: Option<f64>,
-    typical_p: Option<f64>,
-    min_p: Option<f64>,
-    do_sample: Option<bool>,
-    max_new_tokens: Option<i64>,
-    min_new_tokens: Option<i64>,
-    ignore_eos: Option<bool>,
-    return_full_text: Option<bool>,
-    stop: Option<Vec<String>>,
-    truncate: Option<i64>,
-    watermark: Option<bool>,
-    details: Option<bool>,
-    decoder_input_details: Option<bool>,
-    seed: Option<u64>,
-    top_n_tokens: Option<i64>,
-    logit_bias: Option<indexmap::IndexMap<String, f64>>,
-    grammar: Option<IgnoredAny>,
-    adapter_id: Option<IgnoredAny>,
-}
-
 /// Which of the three routes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Route {
@@ -71,69 +41,17 @@ enum Route {
 
 impl GenerateRequest {
     fn lower(self, route: Route, streams: bool) -> (String, Draft, Shape) {
-        // Without parameters TGI samples; with parameters that say nothing it does not.
-        let (mut draft, details, return_full_text) = match self.parameters {
-            Some(parameters) => parameters.lower(),
-            None => {
-                let mut draft = Draft::new(NATIVE_NAMES);
-                draft.do_sample = true;
-                (draft, false, None)
-            }
-        };
-        if streams || details {
-            draft.logprobs = Some(false);
-        }
+        let Lowered {
+            draft,
+            details,
+            return_full_text,
+        } = lower(self.parameters, streams);
         let full = return_full_text.unwrap_or(route == Route::Compat);
         let shape = Shape {
             details,
             prompt: full.then(|| self.inputs.clone()),
         };
         (self.inputs, draft, shape)
-    }
-}
-
-impl Parameters {
-    /// The draft, `details` and `return_full_text`.
-    fn lower(self) -> (Draft, bool, Option<bool>) {
-        let wanted = [
-            ("best_of", self.best_of.is_some_and(|best_of| best_of != 1)),
-            ("watermark", self.watermark == Some(true)),
-            (
-                "decoder_input_details",
-                self.decoder_input_details == Some(true),
-            ),
-            ("grammar", self.grammar.is_some()),
-            ("adapter_id", self.adapter_id.is_some()),
-        ];
-        let unsupported = wanted.iter().filter(|(_, wanted)| *wanted);
-        let warps = self.temperature.is_some()
-            || self.top_k.is_some()
-            || self.top_p.is_some()
-            || self.typical_p.is_some()
-            || self.min_p.is_some();
-        let draft = Draft {
-            names: NATIVE_NAMES,
-            do_sample: self.do_sample.unwrap_or(false) || warps,
-            temperature: self.temperature,
-            repetition_penalty: self.repetition_penalty,
-            frequency_penalty: self.frequency_penalty,
-            presence_penalty: self.presence_penalty,
-            top_k: self.top_k,
-            top_p: self.top_p,
-            typical_p: self.typical_p,
-            min_p: self.min_p,
-            seed: self.seed,
-            logit_bias: self.logit_bias.unwrap_or_default().into_iter().collect(),
-            max_new_tokens: self.max_new_tokens,
-            min_new_tokens: self.min_new_tokens,
-            ignore_eos: self.ignore_eos.unwrap_or(false),
-            stop: self.stop.unwrap_or_default(),
-            truncate: self.truncate,
-            top_n_tokens: self.top_n_tokens,
-            logprobs: None,
-            unsupported: unsupported.map(|(field, _)| *field).collect(),
-        };
-        (draft, self.details.unwrap_or(false), self.return_full_text)
     }
 }
 
@@ -185,23 +103,6 @@ async fn handle(app: AppState, request: Request, route: Route, path: &'static st
     let style = ErrorStyle::Native;
     record.failed(&error, style.status(&error).as_u16());
     style.response(&error)
-}
-
-async fn start(
-    app: &AppState,
-    inputs: String,
-    draft: Draft,
-    record: &mut Record,
-) -> Result<Running, ApiError> {
-    let permit = app.generator.permits(1)?.remove(0);
-    app.start(
-        permit,
-        Prompt::Text(inputs),
-        draft,
-        TextStyle::Native,
-        record,
-    )
-    .await
 }
 
 async fn whole(

@@ -3,19 +3,12 @@
 use serde::Serialize;
 
 use crate::api::generate::Answer;
+use crate::api::native::{End, Item, Items, Shape};
 use crate::api::record::reason_name;
 use crate::api::respond::ErrorStyle;
 use crate::api::sse::{Encoder, Frames};
 use crate::error::{ApiError, ErrorKind};
-use crate::event::{Event, Finished, Token};
-
-/// What the answer should hold.
-#[derive(Clone, Debug)]
-pub(super) struct Shape {
-    pub(super) details: bool,
-    /// Put before the generated text, if asked for.
-    pub(super) prompt: Option<String>,
-}
+use crate::event::{Event, Token};
 
 #[derive(Debug, Serialize)]
 struct NativeToken<'a> {
@@ -80,26 +73,15 @@ pub(super) fn body<'a>(answer: &'a Answer, shape: &Shape, seed: Option<u64>) -> 
         top_tokens: top_tokens.unwrap_or_default(),
     };
     Body {
-        generated_text: full_text(shape, &answer.text),
+        generated_text: shape.full_text(&answer.text),
         details: shape.details.then_some(details),
-    }
-}
-
-fn full_text(shape: &Shape, text: &str) -> String {
-    match &shape.prompt {
-        Some(prompt) => format!("{prompt}{text}"),
-        None => text.to_owned(),
     }
 }
 
 /// One event per token; the last one carries the whole text.
 #[derive(Debug)]
 pub(super) struct NativeStream {
-    shape: Shape,
-    seed: Option<u64>,
-    input_length: u32,
-    index: u32,
-    text: String,
+    items: Items,
 }
 
 #[derive(Debug, Serialize)]
@@ -108,7 +90,7 @@ struct StreamEvent<'a> {
     token: NativeToken<'a>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     top_tokens: Vec<NativeToken<'a>>,
-    generated_text: Option<String>,
+    generated_text: Option<&'a str>,
     details: Option<StreamDetails>,
 }
 
@@ -120,57 +102,36 @@ struct StreamDetails {
     input_length: u32,
 }
 
+impl From<&End> for StreamDetails {
+    fn from(end: &End) -> Self {
+        Self {
+            finish_reason: reason_name(end.finished.reason),
+            generated_tokens: end.finished.usage.generated_tokens,
+            seed: end.seed,
+            input_length: end.input_length,
+        }
+    }
+}
+
 impl NativeStream {
     pub(super) fn new(shape: Shape, seed: Option<u64>, input_length: u32) -> Self {
         Self {
-            shape,
-            seed,
-            input_length,
-            index: 0,
-            text: String::new(),
+            items: Items::new(shape, seed, input_length),
         }
-    }
-
-    fn token(&mut self, mut token: Token, end: Option<Finished>, out: &mut Frames) {
-        self.index += 1;
-        if let (Some(end), false) = (&end, token.special) {
-            token.text.push_str(&end.tail);
-        }
-        if !token.special {
-            self.text.push_str(&token.text);
-        }
-        let details = end.as_ref().map(|end| StreamDetails {
-            finish_reason: reason_name(end.reason),
-            generated_tokens: end.usage.generated_tokens,
-            seed: self.seed,
-            input_length: self.input_length,
-        });
-        out.json(&StreamEvent {
-            index: self.index,
-            token: NativeToken::from(&token),
-            top_tokens: top_tokens(&token),
-            generated_text: end.map(|end| {
-                let tail = if token.special { end.tail.as_str() } else { "" };
-                full_text(&self.shape, &self.text) + tail
-            }),
-            details: details.filter(|_| self.shape.details),
-        });
     }
 }
 
 impl Encoder for NativeStream {
     fn events(&mut self, _index: usize, events: Vec<Event>, out: &mut Frames) {
-        let mut events = events.into_iter().peekable();
-        while let Some(event) = events.next() {
-            // The end comes together with the last token: the text workers see to that.
-            if let Event::Token(token) = event {
-                let end = events.next_if(|next| matches!(next, Event::Finished(_)));
-                let end = end.and_then(|end| match end {
-                    Event::Finished(finished) => Some(finished),
-                    Event::Token(_) | Event::Failed(_) => None,
-                });
-                self.token(token, end, out);
-            }
+        for Item { index, token, end } in self.items.take(events) {
+            let end = end.as_ref();
+            out.json(&StreamEvent {
+                index,
+                token: NativeToken::from(&token),
+                top_tokens: top_tokens(&token),
+                generated_text: end.map(|end| end.generated_text.as_str()),
+                details: end.filter(|end| end.details).map(StreamDetails::from),
+            });
         }
     }
 

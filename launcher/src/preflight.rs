@@ -73,8 +73,7 @@ fn check_model_is_named(cli: &Cli) -> Result<(), Failure> {
         .model_setting()
         .map(|flag| format!("--{} ({})", flag.name, flag.variable()));
     let tokenizer = cli.http.tokenizer_config_path.as_ref();
-    let tokenizer =
-        tokenizer.map(|_| "--tokenizer-config-path (TOKENIZER_CONFIG_PATH)".to_owned());
+    let tokenizer = tokenizer.map(|_| "--tokenizer-config-path (TOKENIZER_CONFIG_PATH)".to_owned());
     match flag.or(tokenizer).or_else(|| environment::find(of_a_cloud)) {
         Some(setting) => Err(Failure::Usage(format!(
             "{setting} is set, but no model is named: give --model-id or set MODEL_ID to the folder of the model (the \

@@ -20,8 +20,8 @@ from penstock_kernels.attention_softmax import MAX_SEGMENTS, MIN_SEGMENT_KEYS
 # tl.dot takes no fewer rows; more than the larger number would not fit the registers.
 _MIN_ROWS, _MAX_ROWS = 16, 32
 # A decode row is cut when it has more than its share of the keys: the step has one share for so many programs. On an
-# H200 a piece costs some 11 us however few keys it has, and a tile of a longer run 1.5 to 2 us: 32 rows of 1,024 keys
-# took 98 us cut into 8 pieces each, and 128 whole ones 137 us.
+# H200, rows of 1,024 keys: 32 of them cut into 8 pieces each took 98 us, 128 whole ones 137 us, so a piece of two tiles
+# costs several times what two tiles of a longer run do. The number here is computed from that, not tried.
 _PROGRAMS_PER_SHARE = 4
 
 

@@ -30,13 +30,22 @@ class Compiled:
 def compile_kernel(
     kernel: Any, types: Mapping[str, str], constants: Mapping[str, Any], aligned: set[str], options: Mapping[str, int]
 ) -> Compiled:
-    """`types`: Triton's names by parameter, constants left out; `aligned`: pointers and strides that 16 divides."""
+    """`types`: Triton's names by parameter, constants left out; `aligned`: pointers and strides that 16 divides.
+
+    A kernel that may begin before the one before it has ended is compiled so, and must wait before it touches memory.
+    """
     names = kernel.arg_names
+    if overlaps := "overlaps" in names:
+        constants, options = {**constants, "overlaps": True}, {**options, "launch_pdl": True}
     signature = {name: "constexpr" if name in constants else types[name] for name in names}
     attributes = {(index,): [["tt.divisibility", 16]] for index, name in enumerate(names) if name in aligned}
     source = ASTSource(kernel, signature, dict(constants), attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=dict(options))
     usage = _usage(compiled.asm["cubin"])
+    if overlaps:
+        before, _, _ = compiled.asm["ptx"].partition("griddepcontrol.wait")
+        touches = re.findall(r"(?:ld|st|atom|red)\.global.*|cp\.async\.c[ag].*", before)
+        assert len(before) < len(compiled.asm["ptx"]) and not touches, f"{kernel.__name__} before it waits: {touches}"
     return Compiled(usage["REG"], usage["STACK"] + usage["LOCAL"], compiled.metadata.shared, compiled.asm)
 
 

@@ -16,6 +16,7 @@ from penstock_kernels.attention_decode_kernel import decode_kernel
 from penstock_kernels.attention_plan_kernel import plan_kernel
 from penstock_kernels.attention_prompt_kernel import prompt_kernel
 from penstock_kernels.attention_softmax import MAX_SEGMENTS, MIN_SEGMENT_KEYS
+from penstock_kernels.overlap import launch_options
 
 # tl.dot takes no fewer rows; more than the larger number would not fit the registers.
 _MIN_ROWS, _MAX_ROWS = 16, 32
@@ -173,7 +174,7 @@ def _launch_decode(plan: _Plan, shape: HeadShape, arguments: _Arguments, constan
         *tensors, plan.decode_items, plan.totals, plan.counters, plan.part_out, plan.part_stats,
         query.stride(0), table.stride(0), plan.max_segments, *factors,
         **constants, ROWS=shape.decode_rows, BLOCK_KEYS=config.block_keys,
-        num_warps=config.num_warps, num_stages=config.num_stages,
+        num_warps=config.num_warps, num_stages=config.num_stages, **launch_options(query.device),
     )  # fmt: skip
 
 

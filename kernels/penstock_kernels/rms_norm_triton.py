@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
+from penstock_kernels.overlap import launch_options, let_next_begin, wait_for_inputs
 from penstock_kernels.triton_support import power_of_two
 
 # Channels up to which one of these many warps holds a row without spilling.
@@ -40,6 +41,7 @@ def _launch(x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor
         adds=residual is not None,
         block=power_of_two(channels),
         num_warps=num_warps(channels),
+        **launch_options(x.device),
     )
     return out
 
@@ -59,10 +61,13 @@ def _rms_norm_kernel(
     channels: tl.constexpr,
     adds: tl.constexpr,
     block: tl.constexpr,
+    overlaps: tl.constexpr,
 ):
+    let_next_begin(overlaps)
     row = tl.program_id(0).to(tl.int64) * channels
     column = tl.arange(0, block)
     inside = column < channels
+    wait_for_inputs(overlaps)
     x = tl.load(x_ptr + row + column, mask=inside, other=0.0).to(tl.float32)
     if adds:
         x += tl.load(residual_ptr + row + column, mask=inside, other=0.0).to(tl.float32)

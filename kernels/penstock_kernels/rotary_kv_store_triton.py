@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
+from penstock_kernels.overlap import launch_options, let_next_begin, wait_for_inputs
 from penstock_kernels.triton_support import power_of_two
 
 _HEADS = 4  # of a program
@@ -35,6 +36,7 @@ def rotary_kv_store_triton(qkv: torch.Tensor, rotation: Pair, caches: Pair, slot
         heads=_HEADS,
         block=power_of_two(head_dim // 2),
         num_warps=1,
+        **launch_options(qkv.device),
     )
     return query
 
@@ -54,7 +56,10 @@ def _rotary_kv_store_kernel(
     head_dim: tl.constexpr,
     heads: tl.constexpr,
     block: tl.constexpr,
+    overlaps: tl.constexpr,
 ):
+    let_next_begin(overlaps)
+    wait_for_inputs(overlaps)
     token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slot_mapping_ptr + token)
     head = tl.program_id(1) * heads + tl.arange(0, heads)[:, None]

@@ -6,6 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
+from penstock_kernels.overlap import launch_options, let_next_begin, wait_for_inputs
 from penstock_kernels.triton_support import power_of_two
 
 # Elements of a token that one program computes.
@@ -18,7 +19,8 @@ def silu_mul_triton(gate_up: torch.Tensor) -> torch.Tensor:
     out = torch.empty((num_tokens, size), dtype=gate_up.dtype, device=gate_up.device)
     block = min(_BLOCK, power_of_two(size))
     grid = (num_tokens, -(-size // block))
-    _silu_mul_kernel[grid](gate_up.contiguous(), out, size=size, block=block, num_warps=4)
+    options = launch_options(gate_up.device)
+    _silu_mul_kernel[grid](gate_up.contiguous(), out, size=size, block=block, num_warps=4, **options)
     return out
 
 
@@ -28,7 +30,10 @@ def _silu_mul_kernel(
     out_ptr,  # [T, F]
     size: tl.constexpr,
     block: tl.constexpr,
+    overlaps: tl.constexpr,
 ):
+    let_next_begin(overlaps)
+    wait_for_inputs(overlaps)
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * block + tl.arange(0, block)
     inside = column < size

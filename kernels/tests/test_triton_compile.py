@@ -4,9 +4,15 @@ import pytest
 
 triton = pytest.importorskip("triton")
 
-from kernel_testkit.hopper import compile_kernel  # noqa: E402
+from kernel_testkit.hopper import SHARED_BYTES, compile_kernel  # noqa: E402
 
-from penstock_kernels import embedding_triton, rms_norm_triton, rotary_kv_store_triton, silu_mul_triton  # noqa: E402
+from penstock_kernels import (  # noqa: E402
+    embedding_triton,
+    linear_triton,
+    rms_norm_triton,
+    rotary_kv_store_triton,
+    silu_mul_triton,
+)
 
 
 def spilled_bytes(kernel, types, constants, num_warps):
@@ -27,6 +33,35 @@ def test_rms_norm(channels, adds):
 @pytest.mark.parametrize("size", [1536, 14336])
 def test_silu_mul(size):
     assert not spilled_bytes(silu_mul_triton._silu_mul_kernel, ["*bf16"] * 2, {"size": size, "block": 1024}, 4)
+
+
+@pytest.mark.parametrize("num_tokens", [16, 64])
+@pytest.mark.parametrize("shape", [(6144, 4096), (4096, 14336), (28672, 4096), (128256, 4096)], ids=str)
+def test_skinny_linear(shape, num_tokens):
+    """The weights of Llama 3.1 8B; that of gates and ups with what follows it."""
+    tiles = linear_triton.skinny_config(*shape)
+    if num_tokens > tiles.max_tokens:
+        pytest.skip("the library's product is taken")
+    kernel, silu_mul = linear_triton._skinny_kernel, shape[0] == 28672
+    constants = {
+        "num_outs": shape[0] // (2 if silu_mul else 1),
+        "in_features": shape[1],
+        "has_bias": False,
+        "silu_mul": silu_mul,
+        "tokens": num_tokens,
+        "block_out": tiles.block_out,
+        "block_in": tiles.block_in,
+        "splits": tiles.splits,
+        "ahead_bytes": 2 * tiles.block_in * tiles.num_stages,
+    }
+    types = dict(zip(kernel.arg_names, ["*bf16"] * 4 + ["*fp32", "*i32", "i32"], strict=False))
+    pointers = {name for name, kind in types.items() if kind.startswith("*")}
+    options = {"num_warps": tiles.num_warps, "num_stages": tiles.num_stages}
+    compiled = compile_kernel(kernel, types, constants, pointers, options)
+    assert not compiled.spilled_bytes
+    # Two programs of an SM, or only one has loads on their way while the other begins or ends.
+    assert compiled.shared_bytes * (2 if num_tokens == 16 else 1) <= SHARED_BYTES
+    assert "cp.async.bulk.prefetch" in compiled.asm["ptx"]
 
 
 def test_embedding():

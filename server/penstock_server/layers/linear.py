@@ -54,6 +54,10 @@ class ColumnParallelLinear:
         """[T, this rank's outputs of all projections, in their order] from [T, I]."""
         return self._linear(x)
 
+    def silu_mul(self, x: torch.Tensor) -> torch.Tensor:
+        """[T, half of that] from [T, I], where the projections are gates and then ups: silu(gate) * up."""
+        return self._linear.silu_mul(x)
+
 
 class RowParallelLinear:
     """Each rank multiplies its part of the inputs; the sum over ranks is on all of them."""

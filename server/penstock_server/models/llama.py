@@ -10,7 +10,6 @@ import torch
 from penstock_kernels.attention import prepare
 from penstock_server.batch import ForwardBatch
 from penstock_server.kv_cache import KvCache
-from penstock_server.layers.activation import silu_mul
 from penstock_server.layers.attention import AttentionShape, SelfAttention, StepAttention
 from penstock_server.layers.embedding import LmHead, VocabParallelEmbedding
 from penstock_server.layers.linear import ColumnParallelLinear, LoadContext, Projection, RowParallelLinear
@@ -119,4 +118,4 @@ class _Mlp:
         self._down = RowParallelLinear(context, f"{name}.down_proj", (size, inner), part, config.mlp_bias)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self._down(silu_mul(self._gate_up(x)))
+        return self._down(self._gate_up.silu_mul(x))

@@ -1,4 +1,4 @@
-"""Times configurations of the product for few tokens on a CUDA device beside torch's, for whoever edits `linear_triton`.
+"""Times the product for few tokens on a CUDA device beside torch's, for whoever edits `linear_triton`.
 
 The shapes are the weights of Llama 3.1 8B. Compiles in as many processes as there are cores, then measures in one.
 """

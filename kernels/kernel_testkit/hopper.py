@@ -45,7 +45,8 @@ def compile_kernel(
     if overlaps:
         before, _, _ = compiled.asm["ptx"].partition("griddepcontrol.wait")
         touches = re.findall(r"(?:ld|st|atom|red)\.global.*|cp\.async\.c[ag].*", before)
-        assert len(before) < len(compiled.asm["ptx"]) and not touches, f"{kernel.__name__} before it waits: {touches}"
+        assert len(before) < len(compiled.asm["ptx"]), f"{kernel.__name__} never waits"
+        assert not touches, f"{kernel.__name__} before it waits: {touches}"
     return Compiled(usage["REG"], usage["STACK"] + usage["LOCAL"], compiled.metadata.shared, compiled.asm)
 
 

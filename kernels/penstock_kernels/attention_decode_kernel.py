@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from penstock_kernels.attention_softmax import capped, finite, first_key, fold, segment_keys
-from penstock_kernels.overlap import let_next_begin, wait_for_inputs
+from penstock_kernels.overlap import wait_for_inputs
 
 
 @triton.jit
@@ -74,7 +74,6 @@ def decode_kernel(
     BLOCKS_PER_KV_HEAD: tl.constexpr = (GROUP + ROWS - 1) // ROWS
     HEAD_BLOCKS: tl.constexpr = KV_HEADS * BLOCKS_PER_KV_HEAD
     dims, tile_keys = tl.arange(0, DIM), tl.arange(0, BLOCK_KEYS)
-    let_next_begin(overlaps)
     wait_for_inputs(overlaps)
     num_units = tl.load(totals) * HEAD_BLOCKS
     for unit in range(tl.program_id(0), num_units, tl.num_programs(0)):

@@ -1,9 +1,9 @@
-"""y = x W^T + b for few tokens on a GPU: bound by reading the weight once, so the design is about keeping loads in flight.
+"""y = x W^T + b for few tokens on a GPU: bound by reading the weight once, so the design keeps loads in flight.
 
-Shapes: T tokens, I input and O output channels. The weight is the wide side of the product, [O, I] x [I, T], so that few
-tokens still fill a tensor core's tile. Where O alone has too few tiles for the device, I is cut into pieces; the last
-piece of a tile to finish adds them all up, in their order. The head of a tile's weights is on its way from memory while
-the kernel before still runs. Tiles do not depend on T: a token has the same bits in every batch that comes here.
+Shapes: T tokens, I input and O output channels. The weight is the wide side of the product, [O, I] x [I, T], so that
+few tokens still fill a tensor core's tile. Where O alone has too few tiles for the device, I is cut into pieces; the
+last piece of a tile to finish adds them all up, in their order. Neither depends on T: a token has the same bits in
+every batch that comes here.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from penstock_kernels.overlap import launch_options, let_next_begin, wait_for_inputs
+from penstock_kernels.overlap import launch_options, wait_for_inputs
 from penstock_kernels.triton_support import power_of_two
 
 # A tensor core takes no fewer.
@@ -24,9 +24,7 @@ _MIN_TOKENS = 16
 
 @dataclass(frozen=True, slots=True)
 class SkinnyConfig:
-    """How one weight is multiplied, with up to `max_tokens` tokens. The tiles of `block_out` outputs and `block_in`
-    inputs are whole in I.
-    """
+    """How one weight is multiplied, with up to `max_tokens` tokens. `splits * block_in` divides I."""
 
     block_out: int
     block_in: int
@@ -34,6 +32,10 @@ class SkinnyConfig:
     num_warps: int
     num_stages: int
     max_tokens: int
+
+    def stages(self, tokens: int) -> int:
+        """Of loads on their way: one fewer with many tokens, so that an SM still has room for two programs."""
+        return self.num_stages if tokens <= 32 else self.num_stages - 1
 
 
 def skinny_config(out_features: int, in_features: int) -> SkinnyConfig | None:
@@ -60,15 +62,12 @@ def skinny_linear(
     tile_outs = config.block_out // 2 if silu_mul else config.block_out
     tiles = -(-num_outs // tile_outs)
     tokens = max(_MIN_TOKENS, power_of_two(num_tokens))
-    # Two programs of an SM, whose shared memory holds this much less of more tokens.
-    num_stages = config.num_stages if tokens <= 32 else config.num_stages - 1
     parts, counters = _workspace(x.device, tiles, config)
     _skinny_kernel[(tiles, config.splits)](
         x.contiguous(), weight, weight if bias is None else bias, out, parts, counters, num_tokens,
         num_outs=num_outs, in_features=in_features, has_bias=bias is not None, silu_mul=silu_mul,
         tokens=tokens, block_out=config.block_out, block_in=config.block_in, splits=config.splits,
-        ahead_bytes=num_stages * config.block_in * x.element_size(),
-        num_warps=config.num_warps, num_stages=num_stages, **launch_options(x.device),
+        num_warps=config.num_warps, num_stages=config.stages(tokens), **launch_options(x.device),
     )  # fmt: skip
     return out
 
@@ -100,15 +99,12 @@ def _skinny_kernel(
     block_out: tl.constexpr,
     block_in: tl.constexpr,
     splits: tl.constexpr,
-    ahead_bytes: tl.constexpr,
     overlaps: tl.constexpr,
 ):
-    let_next_begin(overlaps)
     tile, piece = tl.program_id(0), tl.program_id(1)
     each: tl.constexpr = in_features // splits
     rows = _weight_rows(tile, num_outs, block_out, silu_mul).to(tl.int64)
     row_starts = weight_ptr + rows * in_features + piece * each
-    _fetch_ahead(row_starts, block_out, ahead_bytes, overlaps)
     token, column = tl.arange(0, tokens), tl.arange(0, block_in)
     weights = row_starts[:, None] + column[None, :]
     inputs = x_ptr + token[None, :] * in_features + piece * each + column[:, None]
@@ -149,25 +145,6 @@ def _weight_rows(tile, num_outs: tl.constexpr, block_out: tl.constexpr, silu_mul
     else:
         rows = tl.minimum(tile * block_out + index, num_outs - 1)
     return rows
-
-
-@triton.jit
-def _fetch_ahead(row_starts, block_out: tl.constexpr, num_bytes: tl.constexpr, overlaps: tl.constexpr):
-    """Asks for the first bytes of each row to be brought into the second-level cache. Waits for nothing."""
-    if overlaps:
-        # A request a thread: 128 of them.
-        requests: tl.constexpr = 128 // block_out
-        size: tl.constexpr = num_bytes // requests
-        element_bytes: tl.constexpr = row_starts.dtype.element_ty.primitive_bitwidth // 8
-        places = row_starts[:, None] + tl.arange(0, requests)[None, :] * (size // element_bytes)
-        tl.inline_asm_elementwise(
-            "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
-            "=r,l,r",
-            [places.to(tl.int64), tl.full(places.shape, size, tl.int32)],
-            dtype=tl.int32,
-            is_pure=False,
-            pack=1,
-        )
 
 
 @triton.jit

@@ -1,9 +1,10 @@
 """Lets a kernel begin while the one before it on the stream ends (programmatic dependent launch), from Hopper on.
 
-A kernel that is launched with `launch_options` calls `wait_for_inputs` before it reads what another kernel has written
-and before it writes anything. All of them must: a kernel's end means the end of those before it only as each has waited.
+A kernel that is launched with `launch_options` calls `wait_for_inputs` before it reads what another has written and
+before it writes anything. All of them must: that a kernel has ended means that those before it have, if each waited.
 """
 
+# ruff: noqa: ANN201
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
 import functools
@@ -24,14 +25,12 @@ def launch_options(device: torch.device) -> dict[str, bool]:
 
 
 @triton.jit
-def let_next_begin(overlaps: tl.constexpr):
-    """Once every program of this kernel has come here, programs of the next may take what room is left."""
-    if overlaps:
-        tl.extra.cuda.gdc_launch_dependents()
-
-
-@triton.jit
 def wait_for_inputs(overlaps: tl.constexpr):
-    """Waits until the kernel before has ended and its stores are visible."""
+    """Waits until the kernel before has ended and its stores are visible; then lets the one after begin.
+
+    Not sooner: programs of several kernels would wait in the shared memory that those at work could have. On an H100
+    that cost 2 % of a step of 8 rows; fetching weights ahead of the wait gained nothing.
+    """
     if overlaps:
         tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()

@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from penstock_kernels.overlap import launch_options, let_next_begin, wait_for_inputs
+from penstock_kernels.overlap import launch_options, wait_for_inputs
 from penstock_kernels.triton_support import power_of_two
 
 # Channels up to which one of these many warps holds a row without spilling.
@@ -63,7 +63,6 @@ def _rms_norm_kernel(
     block: tl.constexpr,
     overlaps: tl.constexpr,
 ):
-    let_next_begin(overlaps)
     row = tl.program_id(0).to(tl.int64) * channels
     column = tl.arange(0, block)
     inside = column < channels

@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from penstock_kernels.overlap import launch_options, let_next_begin, wait_for_inputs
+from penstock_kernels.overlap import launch_options, wait_for_inputs
 from penstock_kernels.triton_support import power_of_two
 
 _HEADS = 4  # of a program
@@ -58,7 +58,6 @@ def _rotary_kv_store_kernel(
     block: tl.constexpr,
     overlaps: tl.constexpr,
 ):
-    let_next_begin(overlaps)
     wait_for_inputs(overlaps)
     token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slot_mapping_ptr + token)

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from penstock_kernels.overlap import launch_options, let_next_begin, wait_for_inputs
+from penstock_kernels.overlap import launch_options, wait_for_inputs
 from penstock_kernels.triton_support import power_of_two
 
 # Elements of a token that one program computes.
@@ -32,7 +32,6 @@ def _silu_mul_kernel(
     block: tl.constexpr,
     overlaps: tl.constexpr,
 ):
-    let_next_begin(overlaps)
     wait_for_inputs(overlaps)
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * block + tl.arange(0, block)

@@ -4,16 +4,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-import grpc_tools
 import pytest
-from google.protobuf import descriptor_pb2
-from grpc_tools import protoc
 
 import penstock_server
 import penstock_server.pb.penstock.v1 as public
 from penstock_server.pb.penstock.v1 import generation_pb2, generation_pb2_grpc
 from penstock_server.pb.shard.v1 import shard_pb2, shard_pb2_grpc
 from penstock_server.row_status import RowStatus
+
+# Not there where only a GPU's tests are run.
+grpc_tools = pytest.importorskip("grpc_tools")
+from google.protobuf import descriptor_pb2  # noqa: E402
+from grpc_tools import protoc  # noqa: E402
 
 SERVER = Path(penstock_server.__file__).parent.parent
 PROTO = SERVER.parent / "proto"

@@ -42,7 +42,7 @@ def test_tokens_are_equal_over_several_steps(vocab, cuda):
 
 def test_bad_rows_are_bad_on_both(cuda):
     requests = mixture(10)
-    logits = random_logits(9)
+    logits = random_logits(10)
     logits[2, 5], logits[4, 0], logits[6] = torch.nan, torch.inf, -torch.inf
     expected = sampler_of(requests).sample(logits, rows_of(list(range(10))))
     got = sampler_of(requests, device=cuda).sample(logits.to(cuda), rows_of(list(range(10)), device=cuda))

@@ -59,9 +59,15 @@ impl Cli {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Essential")]
 pub(crate) struct ModelArgs {
-    /// Folder of the model [default: the bundled demo model]
+    /// Folder of the model, or its name on a hub, which is fetched into the cache [default: the bundled demo model]
     #[arg(long, env = "MODEL_ID", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) model_id: Option<String>,
+    /// Branch, tag or commit of a hub's model [default: main]
+    #[arg(long, env = "REVISION", value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) revision: Option<String>,
+    /// Folder of fetched models [default: hub in `HF_HOME`]
+    #[arg(long, env = "HUGGINGFACE_HUB_CACHE")]
+    pub(crate) huggingface_hub_cache: Option<PathBuf>,
     /// Type to compute in; auto is the checkpoint's on a GPU, float32 on a CPU
     #[arg(long, env = "DTYPE", value_enum, default_value_t = Dtype::Auto)]
     pub(crate) dtype: Dtype,

@@ -16,6 +16,8 @@ const ARCHITECTURES_WITHOUT_WEIGHTS: &[&str] = &["PenstockIntegerForCausalLM"];
 /// Activations that the shard knows, by the names that `hidden_act` uses (the same test compares them).
 pub(crate) const ACTIVATIONS: &[&str] = &["silu", "swish"];
 
+const TOKENIZER: &str = "tokenizer.json";
+
 /// The largest number of a config: ids, positions and sizes are 32-bit integers in the shard.
 const MAX_NUMBER: u64 = (1 << 31) - 1;
 
@@ -33,7 +35,7 @@ pub(crate) struct Checkpoint {
 }
 
 /// The keys of config.json that matter here; transformers writes many more.
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize)]
 struct RawConfig {
     architectures: Option<Vec<String>>,
     hidden_act: Option<String>,
@@ -46,8 +48,22 @@ struct RawConfig {
     max_position_embeddings: Option<u64>,
 }
 
-/// Reads everything that can be wrong with a model folder, or says what is.
-pub(crate) fn inspect(folder: &Path) -> Result<Checkpoint, Failure> {
+/// A config that names something that can be served.
+#[derive(Debug)]
+pub(crate) struct Config {
+    raw: RawConfig,
+    path: PathBuf,
+    /// Some architectures have none.
+    pub(crate) has_weights: bool,
+}
+
+/// Whether the folder has no tokenizer as the router reads it.
+pub(crate) fn lacks_tokenizer(folder: &Path) -> bool {
+    !folder.join(TOKENIZER).is_file()
+}
+
+/// Judges the config alone: it is there before the weights are fetched.
+pub(crate) fn check_config(folder: &Path) -> Result<Config, Failure> {
     if !folder.is_dir() {
         return Err(Failure::Model(no_folder(folder)));
     }
@@ -58,28 +74,33 @@ pub(crate) fn inspect(folder: &Path) -> Result<Checkpoint, Failure> {
     if has_weights {
         check_activation(&raw, &path)?;
     }
-    for name in [
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "generation_config.json",
-    ] {
+    Ok(Config {
+        raw,
+        path,
+        has_weights,
+    })
+}
+
+/// Reads everything that can be wrong with a model folder, or says what is. `tokenizer` is a file outside it.
+pub(crate) fn inspect(folder: &Path, tokenizer: Option<&Path>) -> Result<Checkpoint, Failure> {
+    let config = check_config(folder)?;
+    let own_tokenizer = folder.join(TOKENIZER);
+    read_json::<IgnoredAny>(tokenizer.unwrap_or(&own_tokenizer))?;
+    for name in ["tokenizer_config.json", "generation_config.json"] {
         let file = folder.join(name);
-        if name == "tokenizer.json" && !file.is_file() {
-            return Err(Failure::Model(no_tokenizer(folder)));
-        }
         if file.is_file() {
             read_json::<IgnoredAny>(&file)?;
         }
     }
-    let weights = if has_weights {
+    let weights = if config.has_weights {
         safetensors::inspect(folder)?
     } else {
         WeightTotals::default()
     };
-    shape(&raw, folder, weights).map_err(|key| {
+    shape(&config.raw, folder, weights).map_err(|key| {
         Failure::Model(format!(
             "{} has no usable `{key}`: a number from 1 to {MAX_NUMBER} is needed",
-            path.display()
+            config.path.display()
         ))
     })
 }
@@ -165,17 +186,13 @@ fn no_folder(folder: &Path) -> String {
     if folder.exists() {
         return format!("--model-id {shown} is a file; name the folder that holds config.json");
     }
-    if looks_like_hub_id(&folder.to_string_lossy()) {
-        return format!(
-            "there is no folder {shown}. If this is a model on a hub: only local folders are served for now, so \
-             download it first and give its folder as --model-id"
-        );
-    }
-    format!("there is no folder {shown}; --model-id takes the folder that holds config.json")
+    format!(
+        "there is no folder {shown}; --model-id takes the folder that holds config.json, or the name of a model of a hub"
+    )
 }
 
 /// `name` or `owner/name`, as hubs write it.
-fn looks_like_hub_id(text: &str) -> bool {
+pub(crate) fn looks_like_hub_id(text: &str) -> bool {
     let parts: Vec<&str> = text.split('/').collect();
     let allowed = |part: &&str| {
         !part.is_empty()
@@ -185,14 +202,6 @@ fn looks_like_hub_id(text: &str) -> bool {
                 .all(|letter| letter.is_ascii_alphanumeric() || "-_.".contains(letter))
     };
     parts.len() <= 2 && parts.iter().all(allowed)
-}
-
-fn no_tokenizer(folder: &Path) -> String {
-    let convert = "python -c \"from transformers import AutoTokenizer as T; T.from_pretrained('MODEL').save_pretrained('MODEL')\"";
-    format!(
-        "{} has no tokenizer.json; transformers can write one: {convert}",
-        folder.display()
-    )
 }
 
 #[cfg(test)]
@@ -211,7 +220,7 @@ mod tests {
     }
 
     fn refusal(files: &[(&str, &str)]) -> String {
-        match inspect(folder(files).path()) {
+        match inspect(folder(files).path(), None) {
             Err(Failure::Model(text)) => text,
             other => panic!("not refused as a model: {other:?}"),
         }
@@ -220,7 +229,7 @@ mod tests {
     #[test]
     fn a_model_without_weights_needs_only_config_and_tokenizer() {
         let folder = folder(&[("config.json", INTEGER), ("tokenizer.json", "{}")]);
-        let checkpoint = inspect(folder.path()).unwrap();
+        let checkpoint = inspect(folder.path(), None).unwrap();
         assert_eq!(
             (
                 checkpoint.num_heads,
@@ -236,10 +245,7 @@ mod tests {
     fn refusals_name_the_file_and_the_remedy() {
         assert!(refusal(&[]).contains("config.json"));
         assert!(refusal(&[("config.json", "{")]).contains("is broken"));
-        assert!(
-            refusal(&[("config.json", INTEGER)])
-                .contains("tokenizer.json; transformers can write one")
-        );
+        assert!(refusal(&[("config.json", INTEGER)]).contains("tokenizer.json"));
         let broken = [
             ("config.json", INTEGER),
             ("tokenizer.json", "{}"),

@@ -22,7 +22,13 @@ const MAX_WAITING: usize = 8192;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
     Router,
-    Shard { rank: u32 },
+    Shard {
+        rank: u32,
+    },
+    /// Of `penstock_server.prepare`.
+    Helper {
+        name: &'static str,
+    },
 }
 
 /// A handle to standard output.
@@ -151,6 +157,7 @@ fn text_line(source: Source, line: &str) -> String {
         // A shard's own events name their rank; a traceback or a library's print does not.
         Source::Shard { rank } if line.contains(&format!(" rank={rank} ")) => line.to_owned(),
         Source::Shard { rank } => format!("[shard {rank}] {line}"),
+        Source::Helper { name } => format!("[{name}] {line}"),
     }
 }
 
@@ -165,6 +172,7 @@ fn json_line(source: Source, line: &str) -> String {
     };
     match source {
         Source::Router => object.entry("process").or_insert_with(|| json!("router")),
+        Source::Helper { name } => object.entry("process").or_insert_with(|| json!(name)),
         Source::Shard { rank } => {
             object.entry("process").or_insert_with(|| json!("shard"));
             object.entry("rank").or_insert_with(|| json!(rank))

@@ -4,6 +4,7 @@ mod about;
 mod args;
 mod checkpoint;
 mod failure;
+mod helper;
 mod logs;
 mod memory;
 mod preflight;
@@ -13,6 +14,7 @@ mod runtime_folder;
 mod safetensors;
 mod shard;
 mod sizing;
+mod source;
 mod supervise;
 mod tgi_flags;
 
@@ -20,6 +22,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use penstock_router::config::{EngineConfig, ModelConfig, RouterConfig};
+use penstock_router::signals::StopSignals;
 use tracing::{error, info, warn};
 
 use crate::args::Cli;
@@ -62,29 +65,44 @@ fn refuse_without_log(failure: &Failure) -> ExitCode {
 }
 
 fn launch(cli: &Cli, output: &Output, started: Instant) -> Result<(), Failure> {
-    let preflight = preflight::check(cli)?;
-    let folder = RuntimeFolder::create(&std::env::temp_dir())?;
-    let router_config = router_config(cli, &preflight, &folder);
-    describe(&preflight);
-    let launch = Launch {
-        address: preflight.address,
-        model_name: served_name(cli, &preflight),
-        python: preflight.python.clone(),
-        router: preflight::own_path()?.with_file_name("router"),
-        router_config: serde_json::to_string(&router_config).map_err(|error| {
-            Failure::Failed(format!("cannot write the router's config: {error}"))
-        })?,
-        shard_config: ShardConfig::template(cli, &preflight),
-        folder,
-        drain_timeout: Duration::from_secs(cli.http.graceful_termination_timeout),
-        started,
-    };
+    let early = preflight::check_early(cli)?;
     // One thread, the main one: the children's parent-death signal fires when the thread that started them ends.
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::io("cannot start the event loop", &error))?
-        .block_on(supervise::supervise(launch, output.clone()))
+        .block_on(async {
+            let mut signals = StopSignals::listen()
+                .map_err(|error| Failure::io("cannot listen for signals", &error))?;
+            match source::locate(&early, &cli.model, output, &mut signals).await? {
+                Some(located) => {
+                    let preflight = preflight::check(cli, early, located)?;
+                    let launch = plan(cli, &preflight, started)?;
+                    supervise::supervise(launch, output.clone(), signals).await
+                }
+                None => Ok(()),
+            }
+        })
+}
+
+/// All that is decided before the first process starts.
+fn plan(cli: &Cli, preflight: &Preflight, started: Instant) -> Result<Launch, Failure> {
+    let folder = RuntimeFolder::create(&std::env::temp_dir())?;
+    let router_config = router_config(cli, preflight, &folder);
+    describe(preflight);
+    Ok(Launch {
+        address: preflight.address,
+        model_name: served_name(cli, preflight),
+        python: preflight.python.clone(),
+        router: preflight::own_path()?.with_file_name("router"),
+        router_config: serde_json::to_string(&router_config).map_err(|error| {
+            Failure::Failed(format!("cannot write the router's config: {error}"))
+        })?,
+        shard_config: ShardConfig::template(cli, preflight),
+        folder,
+        drain_timeout: Duration::from_secs(cli.http.graceful_termination_timeout),
+        started,
+    })
 }
 
 fn router_config(cli: &Cli, preflight: &Preflight, folder: &RuntimeFolder) -> RouterConfig {
@@ -95,6 +113,8 @@ fn router_config(cli: &Cli, preflight: &Preflight, folder: &RuntimeFolder) -> Ro
         model: ModelConfig {
             model_path: preflight.model.folder.clone(),
             model_name: preflight.model_name.clone(),
+            model_sha: preflight.model_sha.clone(),
+            tokenizer_path: preflight.tokenizer_path.clone(),
             model_id: cli.model.model_id.clone(),
         },
         engine: EngineConfig {

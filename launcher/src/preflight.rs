@@ -17,9 +17,18 @@ use crate::checkpoint::{self, Checkpoint};
 use crate::failure::Failure;
 use crate::memory;
 use crate::sizing::{self, Machine, Sizes};
+use crate::source::{Located, Source};
 
 /// Prints where the shard's package lies; `-P` keeps the working directory from shadowing it.
 const FIND_PACKAGE: &str = "import importlib.util as u; s = u.find_spec('penstock_server'); print(s.submodule_search_locations[0] if s else '')";
+
+/// What is known before the model is looked at.
+#[derive(Debug)]
+pub(crate) struct Early {
+    pub(crate) address: SocketAddr,
+    pub(crate) python: PathBuf,
+    pub(crate) source: Source,
+}
 
 /// What the checks found out.
 #[derive(Debug)]
@@ -27,23 +36,53 @@ pub(crate) struct Preflight {
     pub(crate) address: SocketAddr,
     pub(crate) python: PathBuf,
     pub(crate) model_name: Option<String>,
+    pub(crate) model_sha: Option<String>,
+    pub(crate) tokenizer_path: Option<PathBuf>,
     pub(crate) model: Checkpoint,
     pub(crate) num_ranks: u32,
     pub(crate) cuda: bool,
     pub(crate) sizes: Sizes,
 }
 
-/// Runs all checks, the cheapest first.
-pub(crate) fn check(cli: &Cli) -> Result<Preflight, Failure> {
+/// Runs the checks that need no model, the cheapest first.
+pub(crate) fn check_early(cli: &Cli) -> Result<Early, Failure> {
     check_model_is_named(cli)?;
     cli.tgi.check()?;
     let address = free_address(&cli.http.hostname, cli.http.port)?;
     let python = find_python(cli.python.python.as_deref())?;
-    let (folder, model_name) = match cli.model.model_id.as_deref() {
-        Some(folder) => (absolute(Path::new(folder))?, None),
-        None => (demo_folder(&python)?, Some("demo".to_owned())),
+    let source = match cli.model.model_id.as_deref() {
+        Some(id) if checkpoint::looks_like_hub_id(id) && !Path::new(id).exists() => Source::Hub {
+            model_id: id.to_owned(),
+        },
+        Some(folder) => {
+            if let Some(revision) = &cli.model.revision {
+                warn!(
+                    "--revision {revision} has no effect: the local folder {folder} holds one revision"
+                );
+            }
+            Source::Folder {
+                folder: absolute(Path::new(folder))?,
+                name: None,
+            }
+        }
+        None => Source::Folder {
+            folder: demo_folder(&python)?,
+            name: Some("demo".to_owned()),
+        },
     };
-    let model = checkpoint::inspect(&folder)?;
+    Ok(Early {
+        address,
+        python,
+        source,
+    })
+}
+
+/// Checks the model and the machine.
+pub(crate) fn check(cli: &Cli, early: Early, located: Located) -> Result<Preflight, Failure> {
+    let Early {
+        address, python, ..
+    } = early;
+    let model = checkpoint::inspect(&located.folder, located.tokenizer.as_deref())?;
     let machine = machine(
         cli.sharding.device,
         cli.sharding.cuda_visible_devices.as_deref(),
@@ -53,7 +92,9 @@ pub(crate) fn check(cli: &Cli) -> Result<Preflight, Failure> {
     Ok(Preflight {
         address,
         python,
-        model_name,
+        model_name: located.name,
+        model_sha: located.commit,
+        tokenizer_path: located.tokenizer,
         model,
         num_ranks,
         cuda: machine.cuda,
@@ -68,15 +109,18 @@ fn check_model_is_named(cli: &Cli) -> Result<(), Failure> {
         return Ok(());
     }
     let of_a_cloud = |name: &str| name == "HF_MODEL_ID" || name.starts_with("AIP_");
-    let flag = cli
-        .tgi
-        .model_setting()
-        .map(|flag| format!("--{} ({})", flag.name, flag.variable()));
+    let revision = cli.model.revision.as_ref();
+    let flag = revision
+        .map(|_| "--revision (REVISION)".to_owned())
+        .or_else(|| {
+            let flag = cli.tgi.model_setting()?;
+            Some(format!("--{} ({})", flag.name, flag.variable()))
+        });
     let tokenizer = cli.http.tokenizer_config_path.as_ref();
     let tokenizer = tokenizer.map(|_| "--tokenizer-config-path (TOKENIZER_CONFIG_PATH)".to_owned());
     match flag.or(tokenizer).or_else(|| environment::find(of_a_cloud)) {
         Some(setting) => Err(Failure::Usage(format!(
-            "{setting} is set, but no model is named: give --model-id or set MODEL_ID to the folder of the model (the \
+            "{setting} is set, but no model is named: give --model-id or set MODEL_ID to the model's folder or name on a hub (the \
              bundled demo is served only where nothing is said about a model)"
         ))),
         None => Ok(()),

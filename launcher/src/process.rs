@@ -126,7 +126,7 @@ async fn watch(mut child: Child, source: Source, generation: u32, sinks: Sinks) 
 }
 
 /// Forwards lines until the pipe closes; returns the last ones.
-fn pump(
+pub(crate) fn pump(
     pipe: impl AsyncRead + Send + Unpin + 'static,
     source: Source,
     output: Output,

@@ -48,9 +48,11 @@ pub(crate) struct Launch {
 }
 
 /// Runs until a signal has drained everything (`Ok`) or something failed.
-pub(crate) async fn supervise(launch: Launch, output: Output) -> Result<(), Failure> {
-    let mut signals =
-        StopSignals::listen().map_err(|error| Failure::io("cannot listen for signals", &error))?;
+pub(crate) async fn supervise(
+    launch: Launch,
+    output: Output,
+    mut signals: StopSignals,
+) -> Result<(), Failure> {
     let (exits_in, exits) = channel(64);
     let mut supervisor = Supervisor {
         sinks: Sinks {
@@ -288,6 +290,8 @@ impl Supervisor {
                 }
             }
             Source::Router if is_clean_end(exit.status) => self.router = None,
+            // These ended before the shards began.
+            Source::Helper { .. } => {}
             Source::Router => {
                 return Err(Failure::Failed(format!(
                     "while draining the router {}",

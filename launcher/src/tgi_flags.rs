@@ -35,13 +35,6 @@ pub(crate) enum Effect {
 pub(crate) const TGI_FLAGS: &[TgiFlag] = &[
     ignored(
         "Essential",
-        "revision",
-        "Commit, branch or tag of a Hub model",
-        "a local folder holds one revision",
-    )
-    .takes("REVISION"),
-    ignored(
-        "Essential",
         "trust-remote-code",
         "Run code that comes with the model",
         "a model's own code is never run",
@@ -53,13 +46,6 @@ pub(crate) const TGI_FLAGS: &[TgiFlag] = &[
         "the KV cache has the type that the model computes in",
     )
     .takes("KV_CACHE_DTYPE"),
-    ignored(
-        "Essential",
-        "huggingface-hub-cache",
-        "Folder of downloaded models",
-        "nothing is downloaded",
-    )
-    .takes("HUGGINGFACE_HUB_CACHE"),
     ignored(
         "Essential",
         "weights-cache-override",
@@ -251,8 +237,7 @@ pub(crate) const TGI_FLAGS: &[TgiFlag] = &[
 ];
 
 /// Those that only somebody sets who means a model of their own.
-const MODEL_SETTINGS: [&str; 7] = [
-    "revision",
+const MODEL_SETTINGS: [&str; 6] = [
     "trust-remote-code",
     "kv-cache-dtype",
     "quantize",

@@ -2,7 +2,7 @@
 //! After start nothing reads the environment and nothing changes a config.
 
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
@@ -41,9 +41,28 @@ pub struct ModelConfig {
     /// Name under which the model is served; the folder's own name if absent
     #[arg(long)]
     pub model_name: Option<String>,
+    /// Commit of a hub's model, for /info
+    #[arg(long, hide = true)]
+    pub model_sha: Option<String>,
+    /// Tokenizer to take in place of the folder's `tokenizer.json`
+    #[arg(long, hide = true)]
+    pub tokenizer_path: Option<PathBuf>,
     /// What the launcher's `--model-id` says; requests may name the model by it
     #[arg(long, hide = true)]
     pub model_id: Option<String>,
+}
+
+impl ModelConfig {
+    /// A folder that has all its files.
+    pub fn of_folder(folder: &Path, name: Option<String>) -> Self {
+        Self {
+            model_path: folder.to_owned(),
+            model_name: name,
+            model_sha: None,
+            tokenizer_path: None,
+            model_id: None,
+        }
+    }
 }
 
 /// Where the shards listen.

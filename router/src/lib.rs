@@ -20,6 +20,7 @@ pub mod scheduler;
 mod serve;
 pub mod server;
 pub mod signals;
+pub mod starting;
 pub mod stream;
 pub mod telemetry;
 pub mod text;

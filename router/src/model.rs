@@ -10,6 +10,7 @@ use tokenizers::Tokenizer;
 
 use crate::chat::source::{self, TokenizerConfig};
 use crate::chat::template::ChatTemplate;
+use crate::config::ModelConfig;
 use crate::vocabulary::Vocabulary;
 
 /// A model folder as the router needs it.
@@ -17,6 +18,8 @@ use crate::vocabulary::Vocabulary;
 pub struct Model {
     /// Under which it is served.
     pub name: String,
+    /// A hub's commit.
+    pub sha: Option<String>,
     pub tokenizer: Arc<Tokenizer>,
     pub vocabulary: Arc<Vocabulary>,
     /// Any of them ends an answer.
@@ -49,22 +52,22 @@ impl Model {
     /// Reads `config.json` and `tokenizer.json`, and where they are `generation_config.json`, `tokenizer_config.json` and
     /// the chat template's file.
     pub fn load(folder: &Path, name: Option<String>) -> Result<Self, ModelError> {
-        Self::load_with(folder, name, None)
+        Self::load_with(&ModelConfig::of_folder(folder, name), None)
     }
 
-    /// The same with `--tokenizer-config-path`.
+    /// The same for all that flags can say: `--tokenizer-config-path` is the second argument.
     pub fn load_with(
-        folder: &Path,
-        name: Option<String>,
+        model: &ModelConfig,
         tokenizer_config: Option<&Path>,
     ) -> Result<Self, ModelError> {
+        let folder = model.model_path.as_path();
         let config = read_json(folder, "config.json")?.ok_or(ModelError::Missing {
             folder: folder.to_owned(),
             file: "config.json",
         })?;
         let generation_config = read_json(folder, "generation_config.json")?.unwrap_or_default();
         let tokenizer_config = TokenizerConfig::read(folder, tokenizer_config)?;
-        let tokenizer = read_tokenizer(folder)?;
+        let tokenizer = read_tokenizer(folder, model.tokenizer_path.as_deref())?;
         let special_tokens = special_tokens(&tokenizer_config.fields);
         let eos_ids = eos_ids(folder, &config, &generation_config)?.unwrap_or_else(|| {
             let eos = special_tokens.get("eos_token");
@@ -91,7 +94,10 @@ impl Model {
                 .map(|name| name.to_string_lossy().into_owned())
         };
         Ok(Self {
-            name: name
+            sha: model.model_sha.clone(),
+            name: model
+                .model_name
+                .clone()
                 .or_else(folder_name)
                 .unwrap_or_else(|| "model".to_owned()),
             vocabulary: Arc::new(Vocabulary::new(&tokenizer)),
@@ -130,14 +136,15 @@ pub(crate) fn read_json(folder: &Path, file: &'static str) -> Result<Option<Valu
     })
 }
 
-fn read_tokenizer(folder: &Path) -> Result<Arc<Tokenizer>, ModelError> {
+fn read_tokenizer(folder: &Path, elsewhere: Option<&Path>) -> Result<Arc<Tokenizer>, ModelError> {
     let file = "tokenizer.json";
-    let text = read(folder, file)?.ok_or(ModelError::Missing {
+    let path = elsewhere.map_or_else(|| folder.join(file), Path::to_owned);
+    let text = read_path(&path)?.ok_or(ModelError::Missing {
         folder: folder.to_owned(),
         file,
     })?;
     let unreadable = |error: tokenizers::Error| ModelError::Unreadable {
-        path: folder.join(file),
+        path: path.clone(),
         reason: error.to_string(),
     };
     let mut tokenizer = Tokenizer::from_bytes(text).map_err(unreadable)?;

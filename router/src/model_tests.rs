@@ -113,7 +113,11 @@ fn template(files: &[(&str, Value)], flag: Option<(&str, &str)>) -> Result<Strin
         std::fs::write(&path, content).unwrap();
         path
     });
-    let model = Model::load_with(folder.path(), None, flag.as_deref()).unwrap();
+    let model = Model::load_with(
+        &ModelConfig::of_folder(folder.path(), None),
+        flag.as_deref(),
+    )
+    .unwrap();
     let messages = [serde_json::json!({"role": "user", "content": "hi"})];
     Ok(model.chat?.render(&messages).unwrap())
 }
@@ -137,7 +141,8 @@ the model has no chat template: none in the file of --tokenizer-config-path, cha
 fn the_operators_file_must_be_readable() {
     let folder = folder(&[("config.json", serde_json::json!({}))]);
     let missing = Path::new("nowhere.json");
-    let error = Model::load_with(folder.path(), None, Some(missing)).unwrap_err();
+    let error =
+        Model::load_with(&ModelConfig::of_folder(folder.path(), None), Some(missing)).unwrap_err();
     assert_eq!(
         error.to_string(),
         "nowhere.json: there is no such file (--tokenizer-config-path)"

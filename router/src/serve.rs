@@ -145,12 +145,10 @@ impl Router {
 pub async fn serve(config: RouterConfig, shutdown: CancellationToken) -> Result<(), ServeError> {
     check_limits(&config.limits)?;
     let (listener, address) = server::bind(&config.http.hostname, config.http.port).await?;
-    let folder = config.model.model_path.clone();
-    let name = config.model.model_name.clone();
+    let model = config.model.clone();
     let tokenizer_config = config.http.tokenizer_config_path.clone();
-    let loading = tokio::task::spawn_blocking(move || {
-        Model::load_with(&folder, name, tokenizer_config.as_deref())
-    });
+    let loading =
+        tokio::task::spawn_blocking(move || Model::load_with(&model, tokenizer_config.as_deref()));
     let model = loading.await.map_err(|_| ServeError::ModelPanic)??;
     let connector = GrpcConnector::new(config.engine.shard_sockets.clone());
     let router = Router::start(&config, model, connector)?;

@@ -3,20 +3,12 @@
 Ends with one of `exit_codes`. SIGTERM drains; SIGINT is the launcher's to handle, which then sends SIGTERM.
 """
 
-import ctypes
 import os
 import signal
 import sys
 from types import FrameType
 
-PR_SET_PDEATHSIG = 1
-
-
-def die_with_parent() -> None:
-    """Asks the kernel to kill this process when its parent dies, however that happens."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+from penstock_server.parent import die_with_parent
 
 
 def leave(number: int, frame: FrameType | None) -> None:

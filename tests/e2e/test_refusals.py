@@ -54,9 +54,6 @@ def test_folders_that_are_not_there(tmp_path):
     code, text = refuse(tmp_path, "--model-id", tmp_path / "nowhere")
     assert code == MODEL
     assert "there is no folder" in text
-    code, text = refuse(tmp_path, "--model-id", "owner/model-7b")
-    assert code == MODEL
-    assert "only local folders" in text
 
 
 @pytest.mark.parametrize(

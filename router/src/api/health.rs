@@ -23,7 +23,7 @@ pub(super) async fn health(State(app): State<AppState>) -> Response {
 #[derive(Debug, Serialize)]
 pub(super) struct Info<'a> {
     pub(super) model_id: &'a str,
-    model_sha: (),
+    model_sha: Option<&'a str>,
     pub(super) model_pipeline_tag: &'static str,
     pub(super) max_concurrent_requests: usize,
     pub(super) max_best_of: usize,
@@ -66,7 +66,7 @@ impl App {
         let limits = &self.limits;
         Info {
             model_id: &self.model.name,
-            model_sha: (),
+            model_sha: self.model.sha.as_deref(),
             model_pipeline_tag: "text-generation",
             max_concurrent_requests: limits.max_concurrent_requests,
             max_best_of: limits.max_best_of,

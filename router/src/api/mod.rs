@@ -21,18 +21,21 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
+use axum::response::Response;
 use axum::routing::{MethodRouter, get, post};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{HttpConfig, LimitsConfig};
 use crate::driver::{EngineFacts, EngineStatus, SharedStats};
-use crate::error::{ApiError, ErrorKind};
+use crate::error::{ApiError, ErrorKind, Progress};
 use crate::metrics::Metrics;
 use crate::model::Model;
 use crate::names::ModelNames;
 use crate::stream::Generator;
 use crate::tokenizer::TokenizerPool;
+
+use respond::ErrorStyle;
 
 pub use body::Bodies;
 pub use pieces::Answers;
@@ -64,9 +67,6 @@ pub struct App {
 impl App {
     /// The engine's facts, or why no request can be taken.
     fn ready(&self) -> Result<Arc<EngineFacts>, ApiError> {
-        let not_ready = |message: &str| {
-            ApiError::new(ErrorKind::NotReady, message).retry_after(RETRY_WHILE_STARTING)
-        };
         if self.draining.is_cancelled() {
             return Err(not_ready("the server is shutting down"));
         }
@@ -78,16 +78,29 @@ impl App {
         }
         match &*self.status.borrow() {
             EngineStatus::Ready(facts) => Ok(Arc::clone(facts)),
-            EngineStatus::Starting { phase, fraction } => {
-                let percent = fraction * 100.0;
-                let message = format!("the model is not ready yet: {phase}, {percent:.0} %");
-                Err(not_ready(&message).with_progress(phase, *fraction))
-            }
+            EngineStatus::Starting { phase, fraction } => Err(starting(phase, *fraction)),
             EngineStatus::Down { .. } => Err(not_ready(
                 "the model's worker has stopped and is being restarted",
             )),
         }
     }
+}
+
+fn not_ready(message: &str) -> ApiError {
+    ApiError::new(ErrorKind::NotReady, message).retry_after(RETRY_WHILE_STARTING)
+}
+
+fn starting(phase: &str, fraction: f32) -> ApiError {
+    let percent = fraction * 100.0;
+    not_ready(&format!(
+        "the model is not ready yet: {phase}, {percent:.0} %"
+    ))
+    .with_progress(phase, fraction)
+}
+
+/// The answer to a request for `path` while the start is that far.
+pub(crate) fn starting_response(path: &str, progress: &Progress) -> Response {
+    ErrorStyle::of_path(path).response(&starting(&progress.phase, progress.fraction))
 }
 
 /// A path, its methods as `Allow` lists them, and who serves it.

@@ -23,6 +23,7 @@ def environment(folder: Path) -> dict[str, str]:
     """The caller's, less what would configure a launcher, with a TMPDIR of its own so that leftovers are seen."""
     configuring = {"HOSTNAME", "PORT", "MODEL_ID", "NUM_SHARD", "DTYPE", "LOG_LEVEL", "JSON_OUTPUT"}
     configuring |= {"REVISION", "QUANTIZE", "SHARDED", "SPECULATE", "API_KEY", "HF_MODEL_ID"}
+    configuring |= {"HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HUGGINGFACE_HUB_CACHE"}
     kept = {name: value for name, value in os.environ.items() if name not in configuring}
     packages = f"{ROOT / 'server'}{os.pathsep}{ROOT / 'kernels'}"
     return kept | {"TMPDIR": str(folder), "PENSTOCK_PYTHON": sys.executable, "PYTHONPATH": packages}
@@ -52,7 +53,7 @@ def children(pid: int) -> list[int]:
 class Launcher:
     """One run of the launcher, its lines collected. A context manager that leaves nobody behind."""
 
-    def __init__(self, tmp: Path, *flags: str) -> None:
+    def __init__(self, tmp: Path, *flags: str, variables: dict[str, str] | None = None) -> None:
         self.tmp = tmp
         self.lines: list[str] = []
         # Every child that was ever asked for: those of a launcher that is gone cannot be found any more.
@@ -60,7 +61,7 @@ class Launcher:
         self._new: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self.process = subprocess.Popen(
             [str(LAUNCHER), "--hostname", "127.0.0.1", "--port", "0", *flags],
-            env=environment(tmp),
+            env=environment(tmp) | (variables or {}),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -2,8 +2,8 @@
 
 use crate::config::RouterConfig;
 
-/// What clients made for TGI send whatever is served.
-const ANY: &str = "tgi";
+/// What clients made for TGI send whatever is served; the second is huggingface_hub's when it is given an address.
+const ANY: [&str; 2] = ["tgi", "dummy"];
 
 /// One model's names.
 #[derive(Clone, Debug)]
@@ -14,12 +14,12 @@ pub struct ModelNames {
 
 impl ModelNames {
     /// Answers carry `--served-model-name`, or `model_name` without it. Accepted are these, what `--model-id` says, the
-    /// last part of each path, and `tgi`.
+    /// last part of each path, and what stands for any model.
     pub fn new(config: &RouterConfig, model_name: &str) -> Self {
         let given = |name: &Option<String>| name.clone().filter(|name| !name.is_empty());
         let served = given(&config.http.served_model_name);
         let own = [Some(model_name.to_owned()), given(&config.model.model_id)];
-        let mut accepted = vec![ANY.to_owned()];
+        let mut accepted = Vec::from(ANY.map(str::to_owned));
         accepted.extend(served.clone());
         for name in own.into_iter().flatten() {
             accepted.extend(last_part(&name));
@@ -78,7 +78,7 @@ mod tests {
     #[test]
     fn a_folder_goes_by_its_path_and_its_last_part() {
         let without = names(&[], "tiny");
-        check(&without, "tiny", &["tgi", "tiny"]);
+        check(&without, "tiny", &["tgi", "dummy", "tiny"]);
         let id = names(&["--model-id", "/models/org/tiny/"], "tiny");
         check(&id, "tiny", &["tgi", "tiny", "/models/org/tiny/"]);
     }

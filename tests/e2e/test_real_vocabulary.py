@@ -136,6 +136,8 @@ def test_invalid_bytes_cost_no_more_than_text(folder, reference):
         assert ns <= MAX_RATIO * valid, f"{pattern!r}: {ns} ns, where text takes {valid} ns"
 
 
+# The Python package has no template.
+@pytest.mark.parametrize("folder", list(vocabularies.NPM), indirect=True)
 def test_chats_have_the_prompt_of_transformers(folder, reference):
     got = answers(folder, [{"messages": chat} for chat in CHATS])
     for chat, answer in zip(CHATS, got, strict=True):

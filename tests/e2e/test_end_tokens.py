@@ -54,7 +54,7 @@ def prompt_and_ends(reference, tokenizer) -> tuple[str, list[int], list[int]]:
 
 
 def write_ends(folder, ends: list[int]) -> None:
-    """As published checkpoints do: config.json knows one of the three, and generation_config.json recommends sampling."""
+    """As published checkpoints do: config.json knows one of the three; the other recommends sampling."""
     known = {"config.json": {"eos_token_id": ends[0]}, "generation_config.json": {"eos_token_id": ends} | RECOMMENDED}
     for name, fields in known.items():
         path = folder / name

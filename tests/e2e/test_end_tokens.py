@@ -1,4 +1,6 @@
-"""Saved Llamas of awkward shapes whose generation_config lists three end tokens: answers end at the second of them."""
+"""Saved Llamas of awkward shapes whose generation_config lists three end tokens: answers end at the second of them, and
+are greedy whatever sampling it recommends.
+"""
 
 import json
 import random
@@ -12,6 +14,8 @@ from harness.models import awkward_llama
 from transformers import AutoTokenizer
 
 NUM_TOKENS = 48
+# Would change every answer.
+RECOMMENDED = {"do_sample": True, "temperature": 50.0, "repetition_penalty": 9.0}
 # Far above what rounding can do to a logit, so the answer is the same in every implementation.
 CLEAR_GAP = 0.01
 
@@ -50,10 +54,11 @@ def prompt_and_ends(reference, tokenizer) -> tuple[str, list[int], list[int]]:
 
 
 def write_ends(folder, ends: list[int]) -> None:
-    """As published checkpoints do: config.json knows one of the three."""
-    for name, value in (("config.json", ends[0]), ("generation_config.json", ends)):
+    """As published checkpoints do: config.json knows one of the three; the other recommends sampling."""
+    known = {"config.json": {"eos_token_id": ends[0]}, "generation_config.json": {"eos_token_id": ends} | RECOMMENDED}
+    for name, fields in known.items():
         path = folder / name
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": value}))
+        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
 @pytest.mark.parametrize(

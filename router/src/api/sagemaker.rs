@@ -1,5 +1,5 @@
-//! SageMaker's two routes. `/ping` is `/health`; `/invocations` takes the bodies of three routes and tells them apart by
-//! their fields.
+//! The two routes of Amazon's hosting. `/ping` is `/health`; `/invocations` takes the bodies of three routes and tells
+//! them apart by their fields.
 
 use axum::body::Body;
 use axum::extract::{Request, State};

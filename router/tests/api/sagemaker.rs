@@ -2,7 +2,8 @@ use serde_json::json;
 
 use crate::world::World;
 
-/// The answers are those of the routes whose bodies these are.
+/// The answers are those of the routes whose bodies these are. Of the streams only the native one has the same events
+/// each time.
 #[tokio::test]
 async fn invocations_answers_as_the_route_of_the_body() {
     let world = World::new().await;
@@ -33,10 +34,6 @@ async fn invocations_answers_as_the_route_of_the_body() {
             "/v1/completions",
             json!({"prompt": "hi", "max_tokens": 4, "temperature": 0}),
         ),
-        (
-            "/v1/completions",
-            json!({"prompt": "hi", "max_tokens": 4, "temperature": 0, "stream": true}),
-        ),
     ] {
         let expected = world.post(route, body.clone()).await;
         let reply = world.post("/invocations", body.clone()).await;
@@ -47,7 +44,7 @@ async fn invocations_answers_as_the_route_of_the_body() {
         );
     }
     // Each request counts once.
-    assert_eq!(world.metric("tgi_request_count").await, 16.0);
+    assert_eq!(world.metric("tgi_request_count").await, 14.0);
     world.wait_for_quiet().await;
 }
 

@@ -33,9 +33,18 @@ pub use serve::{Router, ServeError, serve};
 
 /// The version, and the commit where whoever built this named it.
 pub fn version() -> String {
-    let commit = option_env!("PENSTOCK_COMMIT").filter(|commit| !commit.is_empty());
     let version = env!("CARGO_PKG_VERSION");
-    commit.map_or(version.to_owned(), |commit| format!("{version} ({commit})"))
+    commit().map_or(version.to_owned(), |commit| format!("{version} ({commit})"))
+}
+
+/// The commit, where whoever built this set `PENSTOCK_COMMIT`.
+pub fn commit() -> Option<&'static str> {
+    option_env!("PENSTOCK_COMMIT").filter(|commit| !commit.is_empty())
+}
+
+/// The image that this was built for, where whoever built it set `DOCKER_LABEL`, as for TGI.
+pub fn docker_label() -> Option<&'static str> {
+    option_env!("DOCKER_LABEL").filter(|label| !label.is_empty())
 }
 
 /// Generated from `proto/shard/v1/shard.proto`.

@@ -207,3 +207,36 @@ async fn speaks(stream: &TcpStream) -> bool {
         .await
         .unwrap_or(false)
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::time::Instant;
+
+    use super::*;
+
+    /// Time stands still while anything else can happen, so the minute costs nothing.
+    #[tokio::test(start_paused = true)]
+    async fn connections_that_do_not_come_to_a_request_are_closed() {
+        let (listener, address) = bind("127.0.0.1", 0).await.unwrap();
+        let drain = Drain {
+            signal: CancellationToken::new(),
+            timeout: Duration::ZERO,
+            expired: || (),
+        };
+        tokio::spawn(run(listener, Router::new(), drain));
+        for sent in ["", "PRI * HT", "GET / HTTP/1.1\r\nhost: x\r\n"] {
+            let begin = Instant::now();
+            let mut client = TcpStream::connect(address).await.unwrap();
+            client.write_all(sent.as_bytes()).await.unwrap();
+            let mut answer = Vec::new();
+            // Bytes that nobody took make the end a reset.
+            if let Err(error) = client.read_to_end(&mut answer).await {
+                assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{sent:?}");
+            }
+            let waited = begin.elapsed();
+            assert!(waited >= HEADER_TIMEOUT, "{sent:?}: {waited:?}");
+            assert!(waited < HEADER_TIMEOUT * 3, "{sent:?}: {waited:?}");
+        }
+    }
+}

@@ -4,7 +4,7 @@
 use serde::Serialize;
 use tokenizers::Tokenizer;
 
-use crate::tokenizer::{EncodeError, JobFailed, TokenizerPool};
+use crate::tokenizer::EncodeError;
 
 /// One token of a text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -15,15 +15,6 @@ pub struct Token {
     /// Where that part lies, in bytes, as in TGI; 0 to 0 for an added token.
     pub start: usize,
     pub stop: usize,
-}
-
-/// Why a text was not taken apart.
-#[derive(Debug, thiserror::Error)]
-pub enum TokenizeError {
-    #[error(transparent)]
-    Refused(#[from] EncodeError),
-    #[error(transparent)]
-    Failed(#[from] JobFailed),
 }
 
 /// The tokens of `text`, with the tokenizer's own special tokens around them or not. Slow: for a tokenizer thread.
@@ -44,30 +35,16 @@ pub fn tokens(
     Ok(places.map(token).collect())
 }
 
-impl TokenizerPool {
-    /// [`tokens`] on one of the threads; waits for its turn.
-    pub async fn tokenize(
-        &self,
-        text: String,
-        add_special_tokens: bool,
-    ) -> Result<Vec<Token>, TokenizeError> {
-        let tokens = self
-            .run(move |tokenizer| tokens(tokenizer, &text, add_special_tokens))
-            .await?;
-        Ok(tokens?)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::vocabulary::tests::byte_tokenizer;
 
-    #[tokio::test]
-    async fn tokens_know_their_places_in_bytes() {
-        let pool = TokenizerPool::new(&byte_tokenizer(), 1).unwrap();
-        let tokens = pool.tokenize("a é</s>".to_owned(), true).await.unwrap();
-        let shown: Vec<(u32, &str, usize, usize)> = tokens
+    #[test]
+    fn tokens_know_their_places_in_bytes() {
+        let tokenizer = byte_tokenizer();
+        let found = tokens(&tokenizer, "a é</s>", true).unwrap();
+        let shown: Vec<(u32, &str, usize, usize)> = found
             .iter()
             .map(|token| (token.id, token.text.as_str(), token.start, token.stop))
             .collect();
@@ -79,6 +56,6 @@ mod tests {
             (257, "</s>", 4, 8),
         ];
         assert_eq!(shown, expected);
-        assert!(pool.tokenize(String::new(), true).await.unwrap().is_empty());
+        assert!(tokens(&tokenizer, "", true).unwrap().is_empty());
     }
 }

@@ -132,6 +132,11 @@ pub(super) struct Received {
 pub(super) struct JsonBody(Received);
 
 impl JsonBody {
+    /// As it arrived; from now on it no longer counts.
+    pub(super) fn into_bytes(self) -> Vec<u8> {
+        self.0.bytes
+    }
+
     /// Takes the fields of `T`; unknown fields are ignored.
     pub(super) fn parse<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
         // A list would be taken for the fields in their order.

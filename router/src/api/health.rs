@@ -34,8 +34,8 @@ pub(super) struct Info<'a> {
     pub(super) max_client_batch_size: usize,
     pub(super) router: &'static str,
     pub(super) version: &'static str,
-    sha: (),
-    docker_label: (),
+    sha: Option<&'static str>,
+    docker_label: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) model_dtype: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -81,8 +81,8 @@ impl App {
             max_client_batch_size: limits.max_client_batch_size,
             router: "text-generation-router",
             version: env!("CARGO_PKG_VERSION"),
-            sha: (),
-            docker_label: (),
+            sha: crate::commit(),
+            docker_label: crate::docker_label(),
             model_dtype: facts.map(|facts| facts.dtype.clone()),
             model_device_type: facts.map(|facts| facts.device_type.clone()),
             max_batch_total_tokens: facts.map(|facts| facts.num_blocks * facts.tokens_per_block),

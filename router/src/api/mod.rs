@@ -13,6 +13,7 @@ mod openai;
 mod pieces;
 mod record;
 mod respond;
+mod sagemaker;
 mod sse;
 mod tgi;
 mod watched;
@@ -111,7 +112,7 @@ struct Route {
 }
 
 /// The one list of routes: the router is built from it, and the answers to unknown ones name what is in it.
-const ROUTES: [Route; 11] = [
+const ROUTES: [Route; 13] = [
     route("/", "GET, POST", || get(health::health).post(tgi::compat)),
     route("/generate", "POST", || post(tgi::generate)),
     route("/generate_stream", "POST", || post(tgi::generate_stream)),
@@ -123,6 +124,8 @@ const ROUTES: [Route; 11] = [
     }),
     route("/tokenize", "POST", || post(tgi::tokenize)),
     route("/chat_tokenize", "POST", || post(openai::tokenize::handle)),
+    route("/invocations", "POST", || post(sagemaker::invocations)),
+    route("/ping", "GET", || get(health::health)),
     route("/v1/models", "GET", || get(openai::models::list)),
     route("/health", "GET", || get(health::health)),
     route("/info", "GET", || get(health::info)),

@@ -1,23 +1,21 @@
 //! Answers that may be many times as large as their request. Each counts until its client has taken it, so that slow
 //! clients together cannot fill the memory; one that takes nothing for long is cut.
 
-use std::io;
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::io::Cursor;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use axum::body::Body;
-use axum::http::HeaderValue;
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::{HeaderMap, HeaderValue};
 use axum::response::Response;
-use bytes::Bytes;
-use futures_util::Stream;
+use bytes::{Buf, Bytes};
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep_until};
 
+use super::watched::{Source, Watched};
 use crate::error::{ApiError, ErrorKind};
-use crate::server::WRITE_TIMEOUT;
 
 /// All such answers together; one that is larger waits until it is alone.
 const MAX_ANSWERS_BYTES: usize = 256 << 20;
@@ -47,97 +45,64 @@ impl Answers {
 
     /// A response of this JSON text.
     pub(super) fn respond(&self, json: Vec<u8>) -> Result<Response, ApiError> {
-        let num_bytes = u32::try_from(json.len().min(self.max_bytes)).unwrap_or(u32::MAX);
-        let room = Arc::clone(&self.free).try_acquire_many_owned(num_bytes);
-        let room = room.map_err(|_| {
-            let message = "too many large answers are on their way";
-            ApiError::new(ErrorKind::Overloaded, message).retry_after(1)
-        })?;
         let length = json.len().into();
-        let mut response = Response::new(Body::from_stream(Pieces::new(json, room)));
+        let mut response = Response::new(self.pieces(json, None)?);
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(CONTENT_LENGTH, length);
         Ok(response)
     }
+
+    /// The same for a response that is whole already, such as tonic's to a call that does not stream.
+    pub(super) async fn whole(&self, response: Response) -> Result<Response, ApiError> {
+        let (parts, body) = response.into_parts();
+        let failed = |error| ApiError::new(ErrorKind::Internal, format!("no answer: {error}"));
+        let body = body.collect().await.map_err(failed)?;
+        let trailers = body.trailers().cloned();
+        let body = self.pieces(body.to_bytes().into(), trailers)?;
+        Ok(Response::from_parts(parts, body))
+    }
+
+    fn pieces(&self, bytes: Vec<u8>, trailers: Option<HeaderMap>) -> Result<Body, ApiError> {
+        if bytes.is_empty() && trailers.is_none() {
+            return Ok(Body::empty());
+        }
+        let num_bytes = u32::try_from(bytes.len().min(self.max_bytes)).unwrap_or(u32::MAX);
+        let room = Arc::clone(&self.free).try_acquire_many_owned(num_bytes);
+        let room = room.map_err(|_| {
+            let message = "too many large answers are on their way";
+            ApiError::new(ErrorKind::Overloaded, message).retry_after(1)
+        })?;
+        let pieces = Pieces {
+            rest: Cursor::new(bytes),
+            trailers,
+            _room: room,
+        };
+        Ok(Body::new(StreamBody::new(Watched::new(pieces))))
+    }
 }
 
-/// An answer on its way.
-struct Answer {
-    json: Vec<u8>,
-    num_sent: usize,
-    /// When the connection last asked for a piece.
-    asked: Instant,
+/// What is left of an answer, and then its trailers.
+struct Pieces {
+    rest: Cursor<Vec<u8>>,
+    trailers: Option<HeaderMap>,
     _room: OwnedSemaphorePermit,
 }
 
-/// `None` once it was cut. A connection that waits for its client asks for nothing, so somebody else looks at the clock.
-type Shared = Mutex<Option<Answer>>;
+impl Source for Pieces {
+    type Item = Frame<Bytes>;
 
-struct Pieces {
-    answer: Arc<Shared>,
-    watch: AbortHandle,
-}
-
-impl Pieces {
-    fn new(json: Vec<u8>, room: OwnedSemaphorePermit) -> Self {
-        let answer = Arc::new(Mutex::new(Some(Answer {
-            json,
-            num_sent: 0,
-            asked: Instant::now(),
-            _room: room,
-        })));
-        let watch = tokio::spawn(watch(Arc::downgrade(&answer))).abort_handle();
-        Self { answer, watch }
-    }
-}
-
-fn lock(answer: &Shared) -> MutexGuard<'_, Option<Answer>> {
-    answer.lock().expect("nothing panics while it holds this")
-}
-
-async fn watch(answer: Weak<Shared>) {
-    let mut wake = Instant::now() + WRITE_TIMEOUT;
-    loop {
-        sleep_until(wake).await;
-        let Some(answer) = answer.upgrade() else {
-            return;
+    fn poll(&mut self, _: &mut Context<'_>) -> Poll<(Self::Item, bool)> {
+        let frame = match self.trailers.take_if(|_| !self.rest.has_remaining()) {
+            Some(trailers) => Frame::trailers(trailers),
+            // Copied: a part of the text would keep the whole of it in memory after its room is given back.
+            None => Frame::data(
+                self.rest
+                    .copy_to_bytes(self.rest.remaining().min(PIECE_BYTES)),
+            ),
         };
-        let mut answer = lock(&answer);
-        let Some(Answer { asked, .. }) = &*answer else {
-            return;
-        };
-        wake = *asked + WRITE_TIMEOUT;
-        if wake <= Instant::now() {
-            *answer = None;
-            return;
-        }
-    }
-}
-
-impl Stream for Pieces {
-    type Item = io::Result<Bytes>;
-
-    fn poll_next(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let mut answer = lock(&self.answer);
-        let Some(answer) = &mut *answer else {
-            return Poll::Ready(Some(Err(io::ErrorKind::TimedOut.into())));
-        };
-        answer.asked = Instant::now();
-        let rest = &answer.json[answer.num_sent..];
-        if rest.is_empty() {
-            return Poll::Ready(None);
-        }
-        // Copied: a part of the text would keep the whole of it in memory after its room is given back.
-        let piece = Bytes::copy_from_slice(&rest[..rest.len().min(PIECE_BYTES)]);
-        answer.num_sent += piece.len();
-        Poll::Ready(Some(Ok(piece)))
-    }
-}
-
-impl Drop for Pieces {
-    fn drop(&mut self) {
-        self.watch.abort();
+        let is_last = !self.rest.has_remaining() && self.trailers.is_none();
+        Poll::Ready((frame, is_last))
     }
 }
 
@@ -146,6 +111,7 @@ mod tests {
     use http_body_util::BodyExt;
 
     use super::*;
+    use crate::server::WRITE_TIMEOUT;
 
     #[tokio::test]
     async fn an_answer_counts_until_it_is_taken() {

@@ -149,6 +149,8 @@ impl Drop for Record {
             status = self.status,
             prompt_tokens = self.prompt_tokens,
             generated_tokens = self.generated_tokens,
+            // No prompt reuses another's KV blocks yet; the field is there for those who read the log by machine.
+            cached_tokens = 0,
             queue_ms = millis(self.queue),
             first_token_ms = self.first_token.map(millis),
             total_ms = millis(total),

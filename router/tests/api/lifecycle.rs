@@ -86,6 +86,7 @@ async fn until_the_engine_is_ready_everything_is_503() {
 {"error":"the model is not ready yet: connect, 0 %","error_type":"healthcheck","phase":"connect","fraction":0.0}
 "#);
     assert_eq!(health.headers["retry-after"], "5");
+    assert_eq!(world.get("/ping").await.show(), health.show());
     for path in [
         "/generate",
         "/generate_stream",
@@ -94,6 +95,7 @@ async fn until_the_engine_is_ready_everything_is_503() {
         "/v1/completions",
         "/tokenize",
         "/chat_tokenize",
+        "/invocations",
     ] {
         let reply = world.post(path, long(path)).await;
         assert_eq!(reply.status, 503, "{path}");

@@ -14,6 +14,8 @@ mod openai;
 #[cfg(test)]
 mod routes;
 #[cfg(test)]
+mod sagemaker;
+#[cfg(test)]
 mod tgi;
 #[cfg(test)]
 mod tokenize;

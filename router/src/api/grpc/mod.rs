@@ -9,10 +9,12 @@ mod stream;
 
 use std::sync::Arc;
 
+use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
-use futures_util::TryFutureExt;
+use futures_util::StreamExt;
+use http_body_util::{BodyStream, StreamBody};
 use tokio::sync::OwnedSemaphorePermit;
 use tonic::service::Routes;
 use tonic::{Extensions, Status};
@@ -31,7 +33,7 @@ use super::record::Record;
 use crate::error::ApiError;
 use crate::public_pb as pb;
 use crate::public_pb::generation_server::{Generation, GenerationServer};
-use crate::tokenize::TokenizeError;
+use crate::tokenize::tokens;
 
 const GENERATE: &str = "/penstock.v1.Generation/Generate";
 const GENERATE_STREAM: &str = "/penstock.v1.Generation/GenerateStream";
@@ -55,11 +57,15 @@ pub(super) fn routes(app: &AppState) -> axum::Router {
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let is_valid = "the descriptors were compiled with the code";
-    Routes::new(HealthServer::new(ServerHealth::new(app)))
-        .add_service(reflection().build_v1().expect(is_valid))
+    let reflection = Routes::new(reflection().build_v1().expect(is_valid))
         .add_service(reflection().build_v1alpha().expect(is_valid))
         .into_axum_router()
         .reset_fallback()
+        .route_layer(from_fn_with_state(Arc::clone(app), until_drain));
+    Routes::new(HealthServer::new(ServerHealth::new(app)))
+        .into_axum_router()
+        .reset_fallback()
+        .merge(reflection)
         .merge(generation)
 }
 
@@ -74,6 +80,16 @@ struct Room {
     _room: Arc<OwnedSemaphorePermit>,
 }
 
+/// Ends the questions of a call with the drain, which waits for running calls; with the last question the call ends too.
+async fn until_drain(State(app): State<AppState>, request: Request, next: Next) -> Response {
+    let draining = app.draining.clone().cancelled_owned();
+    let request = request.map(|body| {
+        let frames = BodyStream::new(body).take_until(Box::pin(draining));
+        Body::new(StreamBody::new(frames))
+    });
+    next.run(request).await
+}
+
 /// Reads a request to its end, as those of other routes are read: tonic would take as many as are sent.
 async fn receive(State(app): State<AppState>, request: Request, next: Next) -> Response {
     let (mut parts, body) = request.into_parts();
@@ -81,8 +97,14 @@ async fn receive(State(app): State<AppState>, request: Request, next: Next) -> R
         Ok(received) => {
             let room = Arc::new(received.room);
             parts.extensions.insert(Room { _room: room });
-            next.run(Request::from_parts(parts, received.bytes.into()))
-                .await
+            let tokenizes = parts.uri.path() == TOKENIZE;
+            let request = Request::from_parts(parts, received.bytes.into());
+            let response = next.run(request).await;
+            if !tokenizes {
+                return response;
+            }
+            let answer = app.answers.whole(response).await;
+            answer.unwrap_or_else(|error| status::status(&error).into_http())
         }
         Err(error) => {
             let mut record = Record::new(&app.metrics, route(parts.uri.path()));
@@ -170,20 +192,21 @@ impl Generation for Service {
         request: tonic::Request<pb::TokenizeRequest>,
     ) -> Result<tonic::Response<pb::TokenizeResponse>, Status> {
         let (metadata, extensions, message) = request.into_parts();
-        let tokens = async {
-            let tokens = self.app.tokenizers.tokenize(message.inputs, true);
-            let tokens = tokens.map_err(|error| match error {
-                TokenizeError::Refused(error) => tokenizer_error("inputs", &error),
-                TokenizeError::Failed(error) => error.into(),
-            });
+        let job = move |tokenizer: &tokenizers::Tokenizer| {
+            let tokens = tokens(tokenizer, &message.inputs, true);
+            let tokens = tokens.map_err(|error| tokenizer_error("inputs", &error))?;
+            Ok::<_, ApiError>(convert::tokens(tokens))
+        };
+        let answer = async {
+            self.app.ready()?;
+            let tokens = async { self.app.tokenizers.run(job).await? };
             Deadline::of(&metadata)?.bound(tokens).await
         };
-        let tokens = tokens.await;
+        let answer = answer.await;
         drop(extensions);
-        match tokens {
-            Ok(tokens) => Ok(tonic::Response::new(convert::tokens(tokens))),
-            Err(error) => Err(status::status(&error)),
-        }
+        answer
+            .map(tonic::Response::new)
+            .map_err(|error| status::status(&error))
     }
 
     async fn info(

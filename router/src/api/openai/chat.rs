@@ -53,7 +53,16 @@ pub(super) struct Wanted {
 }
 
 pub(in crate::api) async fn handle(State(app): State<AppState>, request: Request) -> Response {
-    let mut record = Record::new(&app.metrics, "/v1/chat/completions");
+    serve(app, request, "/v1/chat/completions").await
+}
+
+/// `route` is how the log names the request.
+pub(in crate::api) async fn serve(
+    app: AppState,
+    request: Request,
+    route: &'static str,
+) -> Response {
+    let mut record = Record::new(&app.metrics, route);
     match answer(&app, request, &mut record).await {
         Ok((running, wanted)) if wanted.streams => stream(&app, running, &wanted, record),
         Ok((running, wanted)) => match whole(&app, running, &wanted, &mut record).await {

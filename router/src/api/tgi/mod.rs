@@ -71,7 +71,12 @@ pub(super) async fn generate_stream(State(app): State<AppState>, request: Reques
 }
 
 pub(super) async fn compat(State(app): State<AppState>, request: Request) -> Response {
-    handle(app, request, Route::Compat, "/").await
+    serve_compat(app, request, "/").await
+}
+
+/// `route` is how the log names the request.
+pub(super) async fn serve_compat(app: AppState, request: Request, route: &'static str) -> Response {
+    handle(app, request, Route::Compat, route).await
 }
 
 /// The tokens of a text, with the tokenizer's special tokens: those of the prompt that `/generate` would make of it.

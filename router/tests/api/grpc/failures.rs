@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use penstock_router::public_pb::generation_client::GenerationClient;
-use penstock_router::public_pb::{GenerateRequest, InfoRequest, Parameters};
+use penstock_router::public_pb::{GenerateRequest, InfoRequest, Parameters, TokenizeRequest};
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
@@ -127,6 +127,12 @@ async fn without_an_engine_calls_are_unavailable() {
     let early = client.generate(long()).await.unwrap_err();
     assert_eq!(
         show(&early),
+        "Unavailable NOT_READY field=- retry=5s: the model is not ready yet: connect, 0 %"
+    );
+    let inputs = "hi".to_owned();
+    let early = client.tokenize(TokenizeRequest { inputs }).await;
+    assert_eq!(
+        show(&early.unwrap_err()),
         "Unavailable NOT_READY field=- retry=5s: the model is not ready yet: connect, 0 %"
     );
     let info = client.info(InfoRequest {}).await.unwrap().into_inner();

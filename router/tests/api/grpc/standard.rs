@@ -117,6 +117,33 @@ async fn reflection_lists_the_services() {
     assert_eq!(files.file_descriptor_proto.len(), 1);
 }
 
+/// A client that keeps its call open, as `grpcurl` in a shell may, does not hold up a drain.
+#[tokio::test]
+async fn reflection_ends_with_the_drain() {
+    let world = World::new().await;
+    let served = serve(&world, Duration::from_secs(60), || {
+        panic!("no call is left")
+    })
+    .await;
+    let list = v1::ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(v1::server_reflection_request::MessageRequest::ListServices(
+            String::new(),
+        )),
+    };
+    let questions = tokio_stream::once(list).chain(tokio_stream::pending());
+    let mut client =
+        v1::server_reflection_client::ServerReflectionClient::new(channel(&served).await);
+    let answers = client.server_reflection_info(questions).await;
+    let mut answers = answers.unwrap().into_inner();
+    assert!(answers.message().await.unwrap().is_some());
+    world.router.drain();
+    assert!(answers.message().await.unwrap().is_none());
+    served.stop.cancel();
+    let done = tokio::time::timeout(Duration::from_secs(30), served.done);
+    done.await.unwrap().unwrap();
+}
+
 #[tokio::test]
 async fn what_is_not_served_is_unimplemented() {
     let world = World::new().await;

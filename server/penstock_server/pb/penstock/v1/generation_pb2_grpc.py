@@ -74,7 +74,7 @@ class GenerationServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Tokenize(self, request, context):
-        """The tokens of a text. Works before the model is ready.
+        """The tokens of a text: POST /tokenize.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

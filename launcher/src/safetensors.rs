@@ -61,6 +61,15 @@ pub(crate) fn inspect(folder: &Path) -> Result<WeightTotals, Failure> {
     Ok(totals)
 }
 
+/// Judges the names of files in an index, where there is one, before anything is fetched by them.
+pub(crate) fn check_index(folder: &Path) -> Result<(), Failure> {
+    let index = folder.join(INDEX);
+    if index.is_file() {
+        tensors_by_file(&index)?;
+    }
+    Ok(())
+}
+
 impl WeightTotals {
     fn add(&mut self, tensor: &Tensor) {
         let elements = tensor

@@ -19,6 +19,7 @@ use crate::failure::Failure;
 use crate::helper::{Event, Helper};
 use crate::logs::Output;
 use crate::preflight::Early;
+use crate::safetensors;
 
 /// From one line about a download to the next.
 const PROGRESS: Duration = Duration::from_secs(5);
@@ -109,7 +110,9 @@ async fn fetch(
             Event::Metadata { folder, commit } => {
                 info!("{model_id} is at commit {commit}");
                 // A model that cannot be served is refused before its weights come.
-                if checkpoint::check_config(&folder)?.has_weights {
+                let config = checkpoint::check_config(&folder)?;
+                safetensors::check_index(&folder)?;
+                if config.has_weights {
                     helper.say(&serde_json::Map::new()).await;
                 } else {
                     helper.finish();

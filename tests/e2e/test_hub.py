@@ -1,17 +1,15 @@
 """Models by name, from a server that plays the hub: fetched, served, and refused with what to do."""
 
 import json
-import subprocess
 from pathlib import Path
 
 import httpx
 import pytest
 from harness.client import body, generate
 from harness.hub import COMMIT, FakeHub, Repository
-from harness.launcher import LAUNCHER, Launcher, command_line, environment, eventually
+from harness.launcher import Launcher, command_line, eventually
 from harness.models import awkward_llama, tiny_llama
 
-FAILED, MODEL = 1, 3
 SECRET = "hf_a_secret_token"
 
 
@@ -94,72 +92,6 @@ def _port(pid: int) -> int:
     raise AssertionError("it does not listen")
 
 
-def refuse(tmp: Path, hub: FakeHub, *flags: str, **others: str) -> tuple[int, str]:
-    """Exit code and output of a launcher that must end by itself."""
-    done = subprocess.run(
-        [LAUNCHER, "--hostname", "127.0.0.1", "--port", "0", *flags],
-        env=environment(tmp) | variables(hub, tmp / "home", **others),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert "Traceback" not in done.stdout + done.stderr
-    return done.returncode, done.stdout + done.stderr
-
-
-@pytest.fixture(scope="module")
-def hub(llama):
-    whole = Repository.of_folder(llama)
-    config = json.loads(whole.files["config.json"])
-    escape = json.dumps({"weight_map": {"lm_head.weight": "../../../config.json"}}).encode()
-    other = json.dumps({**config, "architectures": ["OtherForCausalLM"]}).encode()
-    index = {"model.safetensors.index.json": escape}
-    models = {
-        "org/tiny": whole,
-        "org/private": Repository(whole.files, token=SECRET),
-        "org/gated": Repository({}, refusal=(403, "GatedRepo")),
-        "org/forbidden": Repository({}, refusal=(403, None)),
-        "org/down": Repository({}, refusal=(502, None)),
-        "org/pickle": Repository(
-            {name: whole.files[name] for name in ("config.json", "tokenizer.json")} | {"x.bin": b""}
-        ),
-        "org/escape": Repository(whole.files | index),
-        "org/other": Repository(whole.files | {"config.json": other}),
-        "org/empty": Repository({"README.md": b"x"}),
-    }
-    with FakeHub(models) as hub:
-        yield hub
-
-
-@pytest.mark.parametrize(
-    ("model", "flags", "others", "code", "words"),
-    [
-        ("org/none", [], {}, MODEL, "nor a model of that name"),
-        ("org/private", [], {}, MODEL, "if it is private, set HF_TOKEN"),
-        ("org/private", [], {"HF_TOKEN": "hf_wrong"}, MODEL, "does not accept the token"),
-        ("org/gated", [], {}, MODEL, "accept its terms at"),
-        ("org/forbidden", [], {"HF_TOKEN": "hf_weak"}, MODEL, "forbids reading"),
-        ("org/tiny", ["--revision", "nope"], {}, MODEL, "no revision 'nope'"),
-        ("org/down", [], {}, FAILED, "answered with status 502"),
-        ("org/tiny", [], {"HF_HUB_OFFLINE": "1"}, MODEL, "fetch it once without HF_HUB_OFFLINE"),
-        ("org/tiny", [], {"HF_ENDPOINT": "http://127.0.0.1:1"}, FAILED, "cannot be reached"),
-        ("org/pickle", [], {}, MODEL, "only safetensors are served"),
-        ("org/escape", [], {}, MODEL, "has no ../../../config.json"),
-        ("org/other", [], {}, MODEL, "OtherForCausalLM, which is not supported"),
-        ("org/empty", [], {}, MODEL, "has no config.json"),
-    ],
-    ids=lambda value: value if isinstance(value, str) and " " not in value else "",
-)
-def test_refusals(tmp_path, hub, model, flags, others, code, words):
-    hub.downloads.clear()
-    found, text = refuse(tmp_path, hub, "--model-id", model, *flags, **others)
-    assert words in text
-    assert found == code
-    assert not [name for name in hub.downloads if name.endswith(".safetensors")]
-    assert others.get("HF_TOKEN", SECRET) not in text
-
-
 def test_an_older_tokenizer_is_converted_beside_the_model(tmp_path, llama):
     """GPT-2's files: byte letters as the vocabulary, and no merges."""
     folder, home = tmp_path / "model", tmp_path / "home"
@@ -182,15 +114,3 @@ def test_an_older_tokenizer_is_converted_beside_the_model(tmp_path, llama):
     assert tree(folder) == before
     [made] = (home / "penstock" / "tokenizers").iterdir()
     assert made.suffix == ".json"
-
-
-def test_without_any_tokenizer_the_files_are_named(tmp_path, llama):
-    for name in ("config.json", "model.safetensors"):
-        (tmp_path / "model").mkdir(exist_ok=True)
-        (tmp_path / "model" / name).write_bytes((llama / name).read_bytes())
-    done = subprocess.run(
-        [LAUNCHER, "--port", "0", "--model-id", tmp_path / "model"],
-        env=environment(tmp_path), capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert done.returncode == MODEL
-    assert "has no tokenizer.json, nor anything that one could be made of: tokenizer.model" in done.stdout

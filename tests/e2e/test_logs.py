@@ -1,9 +1,13 @@
 """The log, as a person or a collector reads it."""
 
+import json
 import os
 import pty
+import re
 import subprocess
 
+import httpx
+import pytest
 from harness.client import body, generate
 from harness.launcher import LAUNCHER, environment
 
@@ -35,7 +39,7 @@ HOSTILE = f"{PROMPT}\n\x1b[31m2026-01-01T00:00:00Z ERROR forged\r\n\x00\u2028"
 
 def provoke(url: str) -> None:
     """Requests that carry line breaks, escapes and secrets wherever a client can put them; good ones and bad ones."""
-    headers = {"authorization": f"Bearer {SECRET}", "x-request-id": "a\x1b[31mb", "user-agent": "\x1b[2J"}
+    headers = {"authorization": f"Bearer {SECRET}", "x-request-id": "a\\x1b[31m", "user-agent": PROMPT}
     message = [{"role": "user", "content": HOSTILE}]
     with httpx.Client(base_url=url, headers=headers, timeout=60) as session:
         short = {"max_new_tokens": 3}
@@ -47,12 +51,13 @@ def provoke(url: str) -> None:
         session.post("/generate", content=f'{{"inputs": "{HOSTILE}')
         session.get("/%0A%1B%5B31m" + PROMPT)
         session.request("DELETE", "/generate")
+        assert session.get("/health", headers={"x-request-id": "a\x1b[31m"}).status_code == 400
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_no_client_writes_lines_of_its_own_and_none_is_quoted(launch, integer_folder, form):
     launcher = launch("--model-id", integer_folder, *(["--json-output"] if form == "json" else []))
-    provoke(launcher.wait_until_ready())
+    provoke(launcher.wait_for_line(r"served on (http://[\d.:]+)").group(1))
     assert launcher.stop() == 0
     assert not [secret for secret in (SECRET, PROMPT, "forged") if secret in launcher.log]
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\u2028]", launcher.log)

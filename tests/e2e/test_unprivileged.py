@@ -16,7 +16,7 @@ from harness.models import integer_answer, integer_model
 from harness.optional import need
 
 USER = 12345
-# `$1`: TMPDIR. `$2`: this Python's folder. `$3`: a folder above it that only root may enter, or nothing. Then the command.
+# `$1`: TMPDIR. `$2`: this Python's folder. `$3`: a folder above it that only root may enter, or nothing. Then the rest.
 SCRIPT = """
 set -e
 mount --make-rprivate /
@@ -72,24 +72,14 @@ def test_it_serves(place):
     for path in [model, *model.iterdir()]:
         path.chmod(0o755 if path.is_dir() else 0o444)
     python = Path(sys.base_prefix)
+    closed = str(closed_parent(python) or "")
     packages = f"{ROOT / 'server'}:{ROOT / 'kernels'}"
     variables = {"PATH": "/usr/bin:/bin", "TMPDIR": str(tmp), "PENSTOCK_PYTHON": sys.executable, "PYTHONPATH": packages}
     server = [str(LAUNCHER), "--model-id", str(model), "--num-shard", "2", "--port", "0", "--hostname", "127.0.0.1"]
     log = place / "log"
     with log.open("w") as output:
         process = subprocess.Popen(
-            [
-                "unshare",
-                "--mount",
-                "bash",
-                "-c",
-                SCRIPT,
-                "-",
-                str(tmp),
-                str(python),
-                str(closed_parent(python) or ""),
-                *server,
-            ],
+            ["unshare", "--mount", "bash", "-c", SCRIPT, "-", str(tmp), str(python), closed, *server],
             env=variables,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -114,20 +104,17 @@ def test_it_serves(place):
     assert list(tmp.iterdir()) == []
 
 
+LOOPBACK = {"0100007F": "127.0.0.1", "00000000000000000000000001000000": "::1"}
+
+
 def listening(pid: int) -> set[str]:
-    """The addresses on which a process listens for TCP."""
+    """The addresses on which a process listens for TCP; those that are not loopback as the kernel writes them."""
     sockets = {str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir() if path.is_symlink()}
     found = set()
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
             fields = line.split()
             if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
-                address = bytes.fromhex(fields[1].split(":")[0])
-                found.add(
-                    "127.0.0.1"
-                    if address == b"\x01\x00\x00\x7f"
-                    else "::1"
-                    if address[-1:] == b"\x01"
-                    else str(address)
-                )
+                address = fields[1].split(":")[0]
+                found.add(LOOPBACK.get(address, address))
     return found

@@ -2,7 +2,7 @@
 
 use crate::config::RouterConfig;
 
-/// What clients made for TGI send whatever is served; the second is huggingface_hub's when it is given an address.
+/// What clients made for TGI send whatever is served; the second is `huggingface_hub`'s when it is given an address.
 const ANY: [&str; 2] = ["tgi", "dummy"];
 
 /// One model's names.

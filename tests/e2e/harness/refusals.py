@@ -47,7 +47,7 @@ class Place:
 
     def by_name(self, model: str, *flags: str, **variables: str) -> list[str]:
         """A model of the hub."""
-        self.variables |= {"HF_ENDPOINT": self.hub.url, "HF_HOME": str(self.tmp / "home"), **variables}
+        self.variables |= {"HF_ENDPOINT": self.hub.url, "HF_HOME": str(self.tmp / "cache"), **variables}
         return ["--model-id", model, *flags]
 
     def taken_port(self) -> list[str]:

@@ -19,12 +19,12 @@ enum Effect {
 /// Every flag of TGI's launcher with a value that somebody might give; a switch has none.
 const FLAGS: &[(&str, Option<&str>, Effect)] = &[
     ("model-id", Some("/nowhere/model"), Works),
-    ("revision", Some("refs/pr/1"), Ignored),
+    ("revision", Some("refs/pr/1"), Works),
     ("trust-remote-code", None, Ignored),
     ("dtype", Some("bfloat16"), Works),
     ("kv-cache-dtype", Some("fp8_e4m3fn"), Refused),
     ("tokenizer-config-path", Some("/x.json"), Works),
-    ("huggingface-hub-cache", Some("/data"), Ignored),
+    ("huggingface-hub-cache", Some("/data"), Works),
     ("weights-cache-override", Some("/repository"), Ignored),
     ("env", None, Works),
     ("max-concurrent-requests", Some("128"), Works),

@@ -21,10 +21,15 @@ class FailedError(Exception):
     """Something was in the way; a later try may succeed: exit code 1 of the launcher."""
 
 
+# Whatever a library prints goes to the log instead.
+_OUT = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+
 def report(event: str, **fields: Any) -> None:
     """Writes one line."""
-    sys.stdout.write(json.dumps({"event": event, **fields}) + "\n")
-    sys.stdout.flush()
+    _OUT.write(json.dumps({"event": event, **fields}) + "\n")
+    _OUT.flush()
 
 
 def next_line() -> dict[str, Any] | None:

@@ -171,13 +171,13 @@ pub async fn run<F: FnOnce()>(listener: TcpListener, router: Router, drain: Drai
 }
 
 async fn end<F: FnOnce()>(graceful: GracefulShutdown, drain: Drain<F>) {
-    tracing::info!("draining: no new connections");
+    tracing::debug!("draining: no new connections");
     let mut shutdown = std::pin::pin!(graceful.shutdown());
     if tokio::time::timeout(drain.timeout, &mut shutdown)
         .await
         .is_ok()
     {
-        tracing::info!("drained");
+        tracing::debug!("drained");
         return;
     }
     let seconds = drain.timeout.as_secs();

@@ -36,7 +36,7 @@ def test_a_model_is_fetched_once_and_served_by_its_name(tmp_path):
     repository = Repository.of_folder(folder, token=SECRET)
     repository.files |= others
     with FakeHub({"org/pet": repository}) as hub:
-        environment_of_hub = variables(hub, home, HF_TOKEN=SECRET)
+        environment_of_hub = variables(hub, home, HF_TOKEN=SECRET, HF_HUB_OFFLINE="", HF_HUB_CACHE="")
         with Launcher(tmp_path, "--model-id", "org/pet", variables=environment_of_hub) as launcher:
             url = launcher.wait_until_ready()
             fetched = generate(url, body("Once", 8))

@@ -17,12 +17,20 @@ from pathlib import Path
 from typing import Any
 
 # Before huggingface_hub reads them: bars are for terminals, and nothing is sent that was not asked for.
+for name in [name for name, value in os.environ.items() if name.startswith("HF_") and not value]:
+    del os.environ[name]  # empty is unset, here as for flags
 os.environ |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
-from huggingface_hub import HfApi, constants, errors, hf_hub_download
+from huggingface_hub import HfApi, constants, errors, hf_hub_download  # noqa: E402
 
-from penstock_server.prepare import child
-from penstock_server.prepare.failures import EXCHANGE_ERRORS, TOKEN_VARIABLES, explain, is_passing, is_unreachable
+from penstock_server.prepare import child  # noqa: E402
+from penstock_server.prepare.failures import (  # noqa: E402
+    EXCHANGE_ERRORS,
+    TOKEN_VARIABLES,
+    explain,
+    is_passing,
+    is_unreachable,
+)
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 METADATA = (

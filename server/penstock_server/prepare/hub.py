@@ -53,6 +53,8 @@ WORKERS = 4
 # Seconds before each further try of a file.
 RETRIES = (1, 2, 4, 8)
 PROGRESS_INTERVAL_S = 0.5
+# For what a hub says of a model; its files have timeouts of their own, on every piece.
+ANSWER_TIMEOUT_S = 30
 
 
 class Download:
@@ -75,7 +77,9 @@ class Download:
             self._take_cached("HF_HUB_OFFLINE is set")
             return
         try:
-            info = HfApi(token=self.token).model_info(self.model_id, revision=self.revision, files_metadata=True)
+            info = HfApi(token=self.token).model_info(
+                self.model_id, revision=self.revision, files_metadata=True, timeout=ANSWER_TIMEOUT_S
+            )
         except EXCHANGE_ERRORS as error:
             if not is_unreachable(error):
                 raise
@@ -99,7 +103,10 @@ class Download:
                 self.model_id, METADATA[0], revision=self.revision, cache_dir=self.cache, local_files_only=True
             )
         except errors.LocalEntryNotFoundError:
-            text = f"{why}, and {self.model_id} at revision {self.revision!r} is not in the cache {self.cache}"
+            text = (
+                f"{why}, and {self.model_id} at revision {self.revision!r} is not in the cache {self.cache}, nor is there "
+                "a folder of that name"
+            )
             if constants.is_offline_mode():
                 raise child.UnusableModelError(f"{text}: fetch it once without HF_HUB_OFFLINE") from None
             raise child.FailedError(text) from None

@@ -1,8 +1,11 @@
 """What Prometheus makes of /metrics: read with its own parser, before the first request and after some."""
 
+import re
+
 import httpx
 import pytest
 from harness.client import TIMEOUT_S, body, generate
+from harness.launcher import ROOT
 from harness.models import integer_answer
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
@@ -24,6 +27,13 @@ HISTOGRAMS = [
     "penstock_time_to_first_token_duration",
     "penstock_inter_token_duration",
 ]
+
+
+def documented() -> set[str]:
+    """TGI's families that docs/from-tgi.md does not say are left out."""
+    rows = (ROOT / "docs" / "from-tgi.md").read_text().partition("## Metrics")[2].splitlines()
+    cells = [row.split("|") for row in rows if row.startswith("| `tgi_")]
+    return {name for row in cells if row[2].strip() != "left out" for name in re.findall(r"tgi_\w+", row[1])}
 
 
 def scrape(url: str) -> dict[str, Metric]:
@@ -67,6 +77,8 @@ def url(launch, endless_folder):
 def test_metrics_are_there_at_zero_and_then_count(url):
     before = scrape(url)
     assert set(HISTOGRAMS) <= before.keys()
+    assert len(documented()) == 23
+    assert documented() <= before.keys()
     for name, family in before.items():
         if family.type == "histogram":
             check_histogram(family)

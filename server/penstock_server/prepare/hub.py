@@ -104,8 +104,8 @@ class Download:
             )
         except errors.LocalEntryNotFoundError:
             text = (
-                f"{why}, and {self.model_id} at revision {self.revision!r} is not in the cache {self.cache}, nor is there "
-                "a folder of that name"
+                f"{why}, and {self.model_id} at revision {self.revision!r} is not in the cache {self.cache}, nor is "
+                "there a folder of that name"
             )
             if constants.is_offline_mode():
                 raise child.UnusableModelError(f"{text}: fetch it once without HF_HUB_OFFLINE") from None

@@ -57,7 +57,8 @@ def measure(options: argparse.Namespace, shape: gpu_models.Shape, bandwidth: flo
                 seconds, answers = asyncio.run(client.run(load, streams))
             after = counters(port)
             speeds[streams] = sum(answer.tokens for answer in answers) / seconds
-            record.report("gpu_serving", f"{streams}/tokens_per_s", speeds[streams], "tokens/s")
+            if options.no_peer:  # with a peer, `compare` reports both
+                record.report("gpu_serving", f"{streams}/tokens_per_s", speeds[streams], "tokens/s")
             _report_steps(streams, before, after, _floor(shape, streams, bandwidth))
             gaps = [gap * 1000 for answer in answers for gap in answer.gaps]
             record.report("gpu_serving", f"{streams}/itl_p50", statistics.median(gaps), "ms")

@@ -7,7 +7,7 @@ fail for a dtype, `torch.nn.functional.linear` takes their place.
 Why packed: 2 to 4 times faster than `linear` from 8 tokens on, and a token's result has the same bits in any batch,
 which `linear` does not give. oneDNN sums a single token in another order when I is large; such a layer runs it as two.
 
-On a GPU few tokens go through a kernel of ours where it is faster than the library's, see `linear_triton`.
+On a GPU few tokens go through a kernel of ours, with which a step is faster than with the library's: `linear_triton`.
 """
 
 import functools

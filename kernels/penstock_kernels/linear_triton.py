@@ -57,6 +57,9 @@ def skinny_linear(
     With `silu_mul`, the weight's outputs are F gates and F ups, and the result is [T, F]: silu(gate) * up.
     """
     num_tokens, in_features = x.shape
+    assert weight.is_contiguous()
+    assert in_features == weight.shape[1]
+    assert num_tokens <= config.max_tokens
     num_outs = weight.shape[0] // 2 if silu_mul else weight.shape[0]
     out = torch.empty((num_tokens, num_outs), dtype=x.dtype, device=x.device)
     tile_outs = config.block_out // 2 if silu_mul else config.block_out

@@ -19,7 +19,7 @@ _HOPPER = 9
 @functools.cache
 def launch_options(device: torch.device) -> dict[str, bool]:
     """Keyword arguments of a launch: the kernel's own `overlaps`, and what makes the driver do it."""
-    if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= _HOPPER:
+    if device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device)[0] >= _HOPPER:
         return {"overlaps": True, "launch_pdl": True}
     return {"overlaps": False}
 

@@ -35,7 +35,7 @@ def test_silu_mul(size):
     assert not spilled_bytes(silu_mul_triton._silu_mul_kernel, ["*bf16"] * 2, {"size": size, "block": 1024}, 4)
 
 
-@pytest.mark.parametrize("num_tokens", [16, 64])
+@pytest.mark.parametrize("num_tokens", [16, 32, 64])
 @pytest.mark.parametrize("shape", [(6144, 4096), (4096, 14336), (28672, 4096), (128256, 4096)], ids=str)
 def test_skinny_linear(shape, num_tokens):
     """The weights of Llama 3.1 8B; that of gates and ups with what follows it."""

@@ -13,8 +13,10 @@ pytestmark = GPU_TESTS
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, BFLOAT16], ids=str)
 WHOLE = SkinnyConfig(block_out=64, block_in=64, splits=1, num_warps=4, num_stages=3, max_tokens=64)
 CUT = SkinnyConfig(block_out=32, block_in=64, splits=4, num_warps=4, num_stages=3, max_tokens=64)
+# As production has them, cut into pieces: the tensor core's sums are 64 outputs wide only here.
+USED = SkinnyConfig(block_out=64, block_in=128, splits=2, num_warps=4, num_stages=4, max_tokens=64)
 # The last tile of 100 outputs is not a whole one.
-SHAPES = [(256, 512, WHOLE), (256, 512, CUT), (100, 256, WHOLE), (100, 256, CUT)]
+SHAPES = [(256, 512, WHOLE), (256, 512, CUT), (100, 256, WHOLE), (100, 256, CUT), (256, 512, USED)]
 
 
 def inputs(shape, num_tokens, dtype):
@@ -76,7 +78,30 @@ def test_silu_mul(out_features, in_features, tiles, num_tokens, dtype):
     x, weight, bias = inputs((out_features, in_features), num_tokens, dtype)
     gate_up = linear_ref(x.double(), weight.double(), bias.double())
     gate, up = gate_up.chunk(2, dim=1)
-    check("silu_mul", skinny_linear(x, weight, bias, tiles, silu_mul=True), gate * torch.sigmoid(gate) * up)
+    check("linear_silu_mul", skinny_linear(x, weight, bias, tiles, silu_mul=True), gate * torch.sigmoid(gate) * up)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_tokens", [1, 17, 32])
+@pytest.mark.parametrize("shape", [(6144, 4096), (4096, 4096), (4096, 14336)], ids=str)
+def test_products_of_one_shape_follow_each_other_in_a_graph(shape, num_tokens):
+    """Two weights that share a workspace, without a pause, in replay after replay, at the sizes that are served."""
+    tiles = skinny_config(*shape)
+    (x, first, _), (_, second, _) = (inputs(shape, tokens, torch.bfloat16) for tokens in (num_tokens, num_tokens + 1))
+    weights = [first, second] * 4
+    expected = [x.double().cpu() @ weight.double().cpu().T for weight in (first, second)]
+    skinny_linear(x, first, None, tiles)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outs = [skinny_linear(x, weight, None, tiles) for weight in weights]
+    graph.replay()
+    seen = [out.clone() for out in outs]
+    for out, wanted in zip(seen, expected * 4, strict=True):
+        check("linear", out, wanted)
+    for _ in range(100):
+        graph.replay()
+    assert all(torch.equal(out, before) for out, before in zip(outs, seen, strict=True))
 
 
 def test_weights_are_cut_into_whole_tiles():

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
 use penstock_router::engine::blob;
-use penstock_router::request::{Request, RequestId, SamplingParams};
+use penstock_router::request::{Request, RequestId, SamplingParams, Scheduling};
 use penstock_router::scheduler::step::{Plan, RowResult, RowStatus, Seat, StepResult};
-use penstock_router::scheduler::{Counters, GroupLimits, Limits, Scheduler};
+use penstock_router::scheduler::{Counters, GroupLimits, Limits, Policy, Scheduler};
 
 const PROMPT_LEN: u32 = 8;
 const MAX_NEW_TOKENS: u32 = 4096;
@@ -21,6 +21,7 @@ fn request(id: u64) -> Request {
         max_new_tokens: MAX_NEW_TOKENS,
         stop_ids: Arc::new([999]),
         logprobs: None,
+        scheduling: Scheduling::default(),
     }
 }
 
@@ -40,7 +41,7 @@ fn decoding(num_rows: u32) -> (Scheduler, Vec<Seat>) {
         depth: 2,
     };
     let limits = Limits::new(limits).expect("the limits make sense");
-    let mut scheduler = Scheduler::new(limits, Counters::default());
+    let mut scheduler = Scheduler::new(limits, Policy::default(), Counters::default());
     for id in 0..u64::from(num_rows) {
         scheduler.submit(request(id), Duration::ZERO, &mut Vec::new());
     }

@@ -15,7 +15,8 @@ use penstock_router::driver::{
 };
 use penstock_router::engine::grpc::GrpcConnector;
 use penstock_router::event::{Delivery, Output};
-use penstock_router::request::{Request, RequestId, SamplingParams};
+use penstock_router::request::{Request, RequestId, SamplingParams, Scheduling};
+use penstock_router::scheduler::Policy;
 use tokio::sync::mpsc;
 
 #[derive(Parser)]
@@ -113,6 +114,7 @@ async fn measure(args: &Args, depth: u32) -> anyhow::Result<(f64, f64)> {
         depth,
         max_batch_prefill_tokens: None,
         max_batch_size: None,
+        policy: Policy::default(),
         injected_work: InjectedWork::Burn(Duration::from_secs_f64(args.work_ms / 1000.0)),
     };
     let (sender, mut deliveries) = mpsc::channel(64);
@@ -130,7 +132,7 @@ async fn measure(args: &Args, depth: u32) -> anyhow::Result<(f64, f64)> {
         for Delivery { request, output } in batch {
             match output {
                 Output::Token(_) if request == RequestId(0) => times.push(Instant::now()),
-                Output::Token(_) | Output::Started { .. } => (),
+                Output::Token(_) | Output::Started { .. } | Output::Preempted => (),
                 Output::Finished { .. } => ended += 1,
                 Output::Failed(failure) => anyhow::bail!("{request:?}: {failure}"),
             }
@@ -153,6 +155,7 @@ async fn submit(handle: &DriverHandle, args: &Args) -> anyhow::Result<()> {
             max_new_tokens: args.tokens,
             stop_ids: Arc::new([]),
             logprobs: None,
+            scheduling: Scheduling::default(),
         };
         handle.commands.send(Command::Submit(request)).await?;
     }

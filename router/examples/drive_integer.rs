@@ -14,7 +14,8 @@ use penstock_router::driver::{
 use penstock_router::engine::fake::IntegerModel;
 use penstock_router::engine::grpc::GrpcConnector;
 use penstock_router::event::{Delivery, Failure, FinishReason, Output};
-use penstock_router::request::{Request, RequestId, SamplingParams};
+use penstock_router::request::{Request, RequestId, SamplingParams, Scheduling};
+use penstock_router::scheduler::Policy;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::sync::mpsc;
@@ -78,6 +79,7 @@ impl Case {
                 max_new_tokens,
                 stop_ids: Arc::from(stop_ids),
                 logprobs: None,
+                scheduling: Scheduling::default(),
             },
             has_nan,
             leaves_after: rng
@@ -136,6 +138,7 @@ async fn drive(args: &Args) -> anyhow::Result<()> {
         depth: args.depth,
         max_batch_prefill_tokens: args.chunk,
         max_batch_size: None,
+        policy: Policy::default(),
         injected_work: InjectedWork::None,
     };
     let (sender, mut deliveries) = mpsc::channel(64);
@@ -198,7 +201,7 @@ async fn take(
         return Ok(());
     }
     match output {
-        Output::Started { queue: _ } => (),
+        Output::Started { .. } | Output::Preempted => (),
         Output::Token(token) => case.ids.push(token.id),
         Output::Finished { reason, timings: _ } => case.end = Some(Ok(reason)),
         Output::Failed(failure) => {

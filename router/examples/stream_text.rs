@@ -14,7 +14,7 @@ use penstock_router::driver::Command;
 use penstock_router::event::{Delivery, Event, FinishReason, Output, SampledToken, Timings};
 use penstock_router::metrics::Metrics;
 use penstock_router::model::Model;
-use penstock_router::request::{Request, RequestId, SamplingParams};
+use penstock_router::request::{Request, RequestId, SamplingParams, Scheduling};
 use penstock_router::stream::Generator;
 use penstock_router::text::{TextParams, TextStream, TextStyle};
 use penstock_router::tokenizer::encode;
@@ -180,6 +180,7 @@ fn request(id: RequestId) -> Request {
         max_new_tokens: 1,
         stop_ids: Arc::from([]),
         logprobs: None,
+        scheduling: Scheduling::default(),
     }
 }
 

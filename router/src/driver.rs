@@ -17,7 +17,7 @@ use crate::config::RouterConfig;
 use crate::engine::{Connector, Engine, EngineError, EngineInfo, Progress};
 use crate::event::{Delivery, Failure, Output};
 use crate::request::{Request, RequestId};
-use crate::scheduler::{GroupLimits, Limits, LimitsError, Scheduler};
+use crate::scheduler::{GroupLimits, Limits, LimitsError, Policy, Scheduler};
 use outbox::Outbox;
 use pacing::Pacing;
 use serve::{Ended, Serving};
@@ -76,6 +76,7 @@ pub struct DriverConfig {
     pub max_batch_prefill_tokens: Option<usize>,
     /// Most rows in one step; what the engine offers if absent.
     pub max_batch_size: Option<usize>,
+    pub policy: Policy,
     pub injected_work: InjectedWork,
 }
 
@@ -85,6 +86,7 @@ impl From<&RouterConfig> for DriverConfig {
             depth: config.engine.step.step_depth,
             max_batch_prefill_tokens: config.batching.max_batch_prefill_tokens,
             max_batch_size: config.batching.max_batch_size,
+            policy: Policy::default(),
             injected_work: InjectedWork::None,
         }
     }
@@ -221,7 +223,7 @@ impl Driver {
         );
         Ok(Serving {
             engine,
-            scheduler: Scheduler::new(limits, self.stats.scheduler),
+            scheduler: Scheduler::new(limits, self.config.policy.clone(), self.stats.scheduler),
             pacing: Pacing::new(depth),
             decode_sizes,
             inbox: &mut self.inbox,

@@ -231,6 +231,14 @@ impl From<SubmitError> for ApiError {
 impl From<Failure> for ApiError {
     fn from(failure: Failure) -> Self {
         let kind = match failure {
+            Failure::Refused {
+                refusal: _,
+                retry_after_s,
+            } => {
+                return Self::new(ErrorKind::Overloaded, failure.to_string())
+                    .retry_after(retry_after_s);
+            }
+            Failure::DeadlineExceeded => ErrorKind::Deadline,
             Failure::EngineLost | Failure::ShuttingDown => ErrorKind::EngineLost,
             Failure::BadLogits
             | Failure::BadInput

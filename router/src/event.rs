@@ -25,6 +25,70 @@ pub enum FinishReason {
     StopSequence,
 }
 
+/// Why a request did not get its first row in the first plan after it came. The last reason that applied is reported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WaitReason {
+    /// Others are before it.
+    Turn,
+    /// The step is full: of rows, or of prompt tokens.
+    StepFull,
+    /// Every seat is taken, or every penalty lane.
+    Seats,
+    /// The KV cache has no room for it yet.
+    Blocks,
+    /// Another request is computing a prefix that it shares.
+    SharedPrefix,
+    /// As many long prompts as allowed are being computed.
+    LongPrompts,
+}
+
+impl WaitReason {
+    pub const ALL: [Self; 6] = [
+        Self::Turn,
+        Self::StepFull,
+        Self::Seats,
+        Self::Blocks,
+        Self::SharedPrefix,
+        Self::LongPrompts,
+    ];
+
+    /// For logs, metrics and answers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Turn => "turn",
+            Self::StepFull => "step_full",
+            Self::Seats => "seats",
+            Self::Blocks => "blocks",
+            Self::SharedPrefix => "shared_prefix",
+            Self::LongPrompts => "long_prompts",
+        }
+    }
+}
+
+/// Why a request was turned away before it ran.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// As many requests wait as allowed.
+    QueueFull,
+    /// By the rate at which others were taken, its time would be over before its turn.
+    PredictedWait,
+    /// It waited as long as it may.
+    QueueTimeout,
+}
+
+impl Refusal {
+    pub const ALL: [Self; 3] = [Self::QueueFull, Self::PredictedWait, Self::QueueTimeout];
+
+    /// For logs, metrics and answers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::QueueFull => "queue_full",
+            Self::PredictedWait => "predicted_wait",
+            Self::QueueTimeout => "queue_timeout",
+        }
+    }
+}
+
 /// Why a request ended badly. The text is safe to show to the client.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
@@ -46,6 +110,19 @@ pub enum Failure {
     /// Prompt and answer do not fit into the KV cache, not even alone.
     #[error("the KV cache is too small for this request")]
     TooLong,
+    /// Turned away; another try after this many seconds may be taken.
+    #[error("Model is overloaded: {}", match .refusal {
+        Refusal::QueueFull => "the queue is full",
+        Refusal::PredictedWait => "the predicted wait exceeds this request's time limit",
+        Refusal::QueueTimeout => "the request waited for its turn as long as it may",
+    })]
+    Refused {
+        refusal: Refusal,
+        retry_after_s: u32,
+    },
+    /// The request's total time is over.
+    #[error("the time limit of this request is over")]
+    DeadlineExceeded,
     /// The server is stopping and its drain time is over.
     #[error("the server is shutting down")]
     ShuttingDown,
@@ -71,7 +148,13 @@ pub enum Output {
     /// token, and before it.
     Started {
         queue: Duration,
+        /// Prompt tokens that were found in the prefix cache.
+        cached_tokens: u32,
+        /// Why it had to wait, if it had to.
+        waited: Option<WaitReason>,
     },
+    /// The request was stopped to make room and waits again; its tokens go on later where they ended.
+    Preempted,
     Token(SampledToken),
     Finished {
         reason: FinishReason,
@@ -123,9 +206,21 @@ pub struct Candidate {
 pub struct Finished {
     pub reason: FinishReason,
     pub usage: Usage,
+    pub course: Course,
     pub timings: Timings,
     /// Text held back by the decoder or the stop-string matcher that belongs to the answer after all.
     pub tail: String,
+}
+
+/// What the scheduler did with a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Course {
+    /// Prompt tokens that were found in the prefix cache.
+    pub cached_tokens: u32,
+    /// Why it had to wait before its first row, if it had to.
+    pub waited: Option<WaitReason>,
+    /// How often it was stopped to make room.
+    pub preemptions: u32,
 }
 
 /// Token counts of one request.

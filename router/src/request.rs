@@ -2,6 +2,7 @@
 //! It holds token ids and numbers; stop strings travel beside it, to the text workers.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Identifies a request inside this process; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -75,6 +76,38 @@ pub struct LogprobParams {
     pub num_top: u32,
 }
 
+/// When a request gets its turn, and with whom it may share cached blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scheduling {
+    /// 1 goes first, [`Scheduling::CLASSES`] last.
+    pub class: u8,
+    /// Those who share the server fairly: all requests of one tenant have the same number.
+    pub tenant: u64,
+    /// Requests with different salts never share a cached block.
+    pub cache_salt: u64,
+    /// Longest wait for the first row.
+    pub queue_timeout: Option<Duration>,
+    /// Longest time from submission to the last token.
+    pub total_timeout: Option<Duration>,
+}
+
+impl Scheduling {
+    pub const CLASSES: u8 = 5;
+    pub const DEFAULT_CLASS: u8 = 3;
+}
+
+impl Default for Scheduling {
+    fn default() -> Self {
+        Self {
+            class: Self::DEFAULT_CLASS,
+            tenant: 0,
+            cache_salt: 0,
+            queue_timeout: None,
+            total_timeout: None,
+        }
+    }
+}
+
 /// A validated request.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -87,6 +120,7 @@ pub struct Request {
     /// A token of these ends the request; empty with `ignore_eos`.
     pub stop_ids: Arc<[u32]>,
     pub logprobs: Option<LogprobParams>,
+    pub scheduling: Scheduling,
 }
 
 impl Request {

@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::driver::Command;
 use crate::event::{
-    Candidate, Delivery, Event, Failure, FinishReason, Finished, Output, Token, Usage,
+    Candidate, Course, Delivery, Event, Failure, FinishReason, Finished, Output, Token, Usage,
 };
 use crate::metrics::Metrics;
 use crate::request::{Request, RequestId};
@@ -70,6 +70,7 @@ struct TextState {
     submitted: Instant,
     last_token: Option<Instant>,
     started: Option<Started>,
+    course: Course,
 }
 
 /// When the request entered its first plan.
@@ -142,6 +143,7 @@ impl Generator {
                 submitted: Instant::now(),
                 last_token: None,
                 started: None,
+                course: Course::default(),
             }),
             inbox: Mutex::default(),
         });
@@ -218,10 +220,22 @@ impl Shared {
         let mut outputs = outputs.peekable();
         while let Some(output) = outputs.next() {
             match output {
-                Output::Started { queue } => {
-                    let at = Instant::now();
-                    text.started = Some(Started { at, queue });
+                Output::Started {
+                    queue,
+                    cached_tokens,
+                    waited,
+                } => {
+                    text.started = Some(Started {
+                        at: Instant::now(),
+                        queue,
+                    });
+                    text.course = Course {
+                        cached_tokens,
+                        waited,
+                        preemptions: 0,
+                    };
                 }
+                Output::Preempted => text.course.preemptions += 1,
                 Output::Token(token) => {
                     self.time_token(&mut text);
                     let (token, stopped) = text.render(token);
@@ -246,6 +260,7 @@ impl Shared {
                         reason,
                         usage: text.usage(mailbox.prompt_tokens),
                         timings,
+                        course: text.course,
                         tail: text.stream.finish(),
                     }));
                     ended = true;
@@ -318,6 +333,7 @@ impl TextState {
             reason: FinishReason::StopSequence,
             usage: self.usage(prompt_tokens),
             timings,
+            course: self.course,
             tail: String::new(),
         }
     }

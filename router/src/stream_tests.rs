@@ -63,6 +63,7 @@ fn request(id: RequestId) -> Request {
         max_new_tokens: 10,
         stop_ids: Arc::from([257]),
         logprobs: None,
+        scheduling: crate::request::Scheduling::default(),
     }
 }
 
@@ -128,6 +129,8 @@ async fn a_stop_string_ends_the_request_without_the_reader() {
     assert!(matches!(world.command().await, Some(Command::Submit(_))));
     let started = Output::Started {
         queue: Duration::from_millis(7),
+        cached_tokens: 0,
+        waited: None,
     };
     world.deliver(generation.id(), vec![started]).await;
     world.deliver(generation.id(), tokens("the en")).await;

@@ -261,6 +261,7 @@ impl Checked {
                 eos_ids.iter().copied().filter(known).collect()
             },
             logprobs: self.logprobs,
+            scheduling: crate::request::Scheduling::default(),
         })
     }
 

@@ -375,7 +375,7 @@ proptest! {
                 mixed_sizes: vec![64],
                 depth: 1,
             };
-            let mut scheduler = Scheduler::new(scheduler_limits, Counters::default());
+            let mut scheduler = Scheduler::new(scheduler_limits, crate::scheduler::Policy::default(), Counters::default());
             let mut out = Vec::new();
             scheduler.submit(request, Duration::ZERO, &mut out);
             let plan = scheduler.plan(Duration::ZERO).expect("an idle engine has room");

@@ -83,6 +83,7 @@ impl Record {
             reason,
             usage,
             timings,
+            course: _,
             tail: _,
         } = finished;
         self.num_open = self.num_open.saturating_sub(1);

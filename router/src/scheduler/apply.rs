@@ -172,6 +172,8 @@ impl Scheduler {
                 request: id,
                 output: Output::Started {
                     queue: timings.queue,
+                    cached_tokens: 0,
+                    waited: None,
                 },
             });
         }

@@ -1,5 +1,7 @@
 //! What the engine and the operator allow, as numbers; and which requests can never be served within them.
 
+use std::time::Duration;
+
 /// One KV group of the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GroupLimits {
@@ -23,6 +25,38 @@ pub struct Limits {
     pub mixed_sizes: Vec<u32>,
     /// Plans in flight.
     pub depth: u32,
+}
+
+/// How the operator wants requests to be scheduled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Keep full blocks of prompts and answers for prompts to come.
+    pub prefix_cache: bool,
+    pub reserve: Reserve,
+    /// Prompt chunks beside running streams are cut so that a step takes no longer than this.
+    pub target_itl: Duration,
+    /// Most requests that wait.
+    pub max_queue: usize,
+}
+
+/// How much of the KV cache a request must find before it starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reserve {
+    /// Its prompt and as long an answer as most have had; if that was too little, somebody is preempted.
+    Estimate,
+    /// All that it may ever take: nobody is ever preempted.
+    Full,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            prefix_cache: true,
+            reserve: Reserve::Estimate,
+            target_itl: Duration::from_millis(50),
+            max_queue: usize::MAX,
+        }
+    }
 }
 
 /// An engine that cannot be scheduled.

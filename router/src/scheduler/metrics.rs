@@ -1,5 +1,7 @@
 //! What the scheduler counts, in one plain struct; the driver publishes copies of it.
 
+use crate::event::{Refusal, WaitReason};
+
 /// Gauges as of now, and totals since the process started: they are carried over from engine to engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -31,6 +33,16 @@ pub struct Counters {
     pub rows: u64,
     /// Plans that admit requests beside others that run.
     pub joins: u64,
+    /// Prompt tokens that were found in the prefix cache.
+    pub cached_tokens: u64,
+    /// Times that a request was stopped to make room.
+    pub preemptions: u64,
+    /// Requests that had to wait, by `WaitReason::ALL`.
+    pub waits: [u64; WaitReason::ALL.len()],
+    /// Requests that were turned away, by `Refusal::ALL`; they count as failed, too.
+    pub refusals: [u64; Refusal::ALL.len()],
+    /// Requests whose total time was over; they count as failed, too.
+    pub overdue: u64,
     /// Requests that ended by length, stop id or stop string.
     pub finished: u64,
     /// Requests that ended with a failure.

@@ -20,7 +20,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 pub use apply::ProtocolError;
-pub use limits::{GroupLimits, Limits, LimitsError, Misfit};
+pub use limits::{GroupLimits, Limits, LimitsError, Misfit, Policy, Reserve};
 pub use metrics::Counters;
 
 use crate::event::{Delivery, Failure, Output};
@@ -52,6 +52,7 @@ struct InFlight {
 #[derive(Debug)]
 pub struct Scheduler {
     limits: Limits,
+    policy: Policy,
     queue: Queue,
     running: Running,
     /// One per KV group.
@@ -69,7 +70,7 @@ pub struct Scheduler {
 
 impl Scheduler {
     /// A scheduler for an engine that has just been opened. `totals` are carried over from the engine before.
-    pub fn new(limits: Limits, totals: Counters) -> Self {
+    pub fn new(limits: Limits, policy: Policy, totals: Counters) -> Self {
         let pools = limits
             .groups
             .iter()
@@ -87,6 +88,7 @@ impl Scheduler {
             running_max_tokens: 0,
             counters: totals,
             limits,
+            policy,
         }
     }
 

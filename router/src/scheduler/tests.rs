@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use prost::Message;
 
 use super::step::{RowStatus, Rows};
-use super::{GroupLimits, Limits, Scheduler};
+use super::{GroupLimits, Limits, Policy, Scheduler};
 use crate::engine::blob;
 use crate::engine::grpc::{MAX_MESSAGE_BYTES, step_request};
 use world::{Op, World, request};
@@ -78,7 +78,11 @@ fn roomy() -> Scheduler {
         mixed_sizes: vec![64, 128, 256, 512],
         depth: 2,
     };
-    Scheduler::new(Limits::new(limits).unwrap(), super::Counters::default())
+    Scheduler::new(
+        Limits::new(limits).unwrap(),
+        Policy::default(),
+        super::Counters::default(),
+    )
 }
 
 #[test]

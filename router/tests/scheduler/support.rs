@@ -9,7 +9,8 @@ use penstock_router::driver::{
 };
 use penstock_router::engine::fake::{FakeConfig, FakeConnector, FakeSwitch};
 use penstock_router::event::{Delivery, Failure, FinishReason, Output};
-use penstock_router::request::{Request, RequestId, SamplingParams};
+use penstock_router::request::{Request, RequestId, SamplingParams, Scheduling};
+use penstock_router::scheduler::Policy;
 use tokio::sync::mpsc;
 
 /// Only a hang takes this long.
@@ -24,6 +25,7 @@ pub(crate) fn request(id: u32, prompt_len: u32, max_new_tokens: u32) -> Request 
         max_new_tokens,
         stop_ids: Arc::new([]),
         logprobs: None,
+        scheduling: Scheduling::default(),
     }
 }
 
@@ -44,6 +46,7 @@ pub(crate) fn config(depth: u32) -> DriverConfig {
         depth,
         max_batch_prefill_tokens: None,
         max_batch_size: None,
+        policy: Policy::default(),
         injected_work: InjectedWork::None,
     }
 }
@@ -102,7 +105,7 @@ pub(crate) async fn collect(
             let answer = answers.entry(request).or_default();
             assert!(answer.end.is_none(), "nothing follows the end");
             match output {
-                Output::Started { queue: _ } => (),
+                Output::Started { .. } | Output::Preempted => (),
                 Output::Token(token) => answer.ids.push(token.id),
                 Output::Finished { reason, timings: _ } => answer.end = Some(Ok(reason)),
                 Output::Failed(failure) => answer.end = Some(Err(failure)),

@@ -45,7 +45,14 @@ fn a_true_result_is_delivered_with_its_columns() {
         .apply(&result, Duration::from_millis(50), &mut out)
         .unwrap();
     let queue = Duration::from_millis(20);
-    assert_eq!(out[0].output, Output::Started { queue });
+    assert_eq!(
+        out[0].output,
+        Output::Started {
+            queue,
+            cached_tokens: 0,
+            waited: None
+        }
+    );
     let Output::Token(token) = &out[1].output else {
         panic!("{out:?}");
     };
@@ -169,7 +176,11 @@ fn penalties_without_lanes_are_named_as_the_cause() {
         num_lanes: 0,
         ..limits
     };
-    let mut scheduler = Scheduler::new(limits, crate::scheduler::Counters::default());
+    let mut scheduler = Scheduler::new(
+        limits,
+        crate::scheduler::Policy::default(),
+        crate::scheduler::Counters::default(),
+    );
     let mut request = request(1, 3, 2);
     request.sampling.repetition_penalty = 1.5;
     let mut out = Vec::new();

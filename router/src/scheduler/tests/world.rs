@@ -9,9 +9,9 @@ use bytes::Bytes;
 use crate::engine::fake::{FakeConfig, FakeShard, IntegerModel};
 use crate::engine::{EngineInfo, KvGroup, blob};
 use crate::event::{Delivery, Failure, FinishReason, Output};
-use crate::request::{Request, RequestId, SamplingParams};
+use crate::request::{Request, RequestId, SamplingParams, Scheduling};
 use crate::scheduler::step::{Plan, RowStatus, Rows, StepResult};
-use crate::scheduler::{Counters, GroupLimits, Limits, Scheduler};
+use crate::scheduler::{Counters, GroupLimits, Limits, Policy, Scheduler};
 
 const VOCAB: u32 = 23;
 const NUM_SEATS: u32 = 5;
@@ -54,6 +54,7 @@ pub(in crate::scheduler) fn request(id: u64, prompt_len: u32, max_new_tokens: u3
         max_new_tokens,
         stop_ids: Arc::new([]),
         logprobs: None,
+        scheduling: Scheduling::default(),
     }
 }
 
@@ -121,7 +122,11 @@ impl World {
             depth,
         };
         Self {
-            scheduler: Scheduler::new(Limits::new(limits).unwrap(), Counters::default()),
+            scheduler: Scheduler::new(
+                Limits::new(limits).unwrap(),
+                Policy::default(),
+                Counters::default(),
+            ),
             blobs: Vec::new(),
             shard: FakeShard::new(&info, model.clone()),
             model,
@@ -296,10 +301,11 @@ impl World {
                 "after the end: {output:?}"
             );
             match output {
-                Output::Started { queue: _ } => {
+                Output::Started { .. } => {
                     assert!(!known.has_started, "{request:?} starts twice");
                     known.has_started = true;
                 }
+                Output::Preempted => (),
                 Output::Token(token) => {
                     assert!(
                         known.has_started,

@@ -245,6 +245,8 @@ mod tests {
     fn numbers_have_ranges() {
         for (flag, largest) in [
             ("--max-concurrent-requests", 1_000_000),
+            ("--max-queue-size", 1_000_000),
+            ("--target-itl-ms", 60_000),
             ("--payload-limit", u32::MAX.into()),
             ("--validation-workers", 1024),
             ("--max-batch-size", 65_536),
@@ -265,8 +267,11 @@ mod tests {
         }
         for flag in [
             "--max-concurrent-requests",
+            "--max-queue-size",
             "--max-batch-size",
+            "--target-itl-ms",
             "--validation-workers",
+            "--queue-timeout",
         ] {
             assert!(
                 Cli::try_parse_from(["launcher", flag, "0"]).is_err(),

@@ -3,14 +3,29 @@
 
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use clap::Args;
-use clap::builder::RangedU64ValueParser;
+use clap::builder::{BoolishValueParser, RangedU64ValueParser};
+use clap::{ArgAction, Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 /// A number of things, within reason: what is beyond would overflow somewhere, or is a typing error.
 pub fn count(range: RangeInclusive<u64>) -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(range)
+}
+
+/// A year: what is beyond is a typing error.
+const MAX_SECONDS: f64 = 31_536_000.0;
+
+/// Seconds, whole or not.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text
+        .parse()
+        .map_err(|_| "a number of seconds is expected".to_owned())?;
+    if seconds > 0.0 && seconds <= MAX_SECONDS {
+        return Ok(Duration::from_secs_f64(seconds));
+    }
+    Err(format!("{text} is not > 0 and <= {MAX_SECONDS}"))
 }
 
 /// All that a router needs to know.
@@ -97,6 +112,13 @@ pub struct LimitsConfig {
     /// Requests in the server at once, running and waiting; one more is answered with 429
     #[arg(long, env = "MAX_CONCURRENT_REQUESTS", default_value_t = 128, value_parser = count(1..=1_000_000))]
     pub max_concurrent_requests: usize,
+    /// Most requests that wait for their first step; one more is answered with 429
+    /// [default: as many as --max-concurrent-requests lets in]
+    #[arg(long, env = "MAX_QUEUE_SIZE", value_parser = count(1..=1_000_000))]
+    pub max_queue_size: Option<usize>,
+    /// Seconds that a request may wait for its first step before it is answered with 429 [default: no limit]
+    #[arg(long, env = "QUEUE_TIMEOUT", value_parser = seconds)]
+    pub queue_timeout: Option<Duration>,
     /// Largest `best_of`; more than 1 is not supported yet, so this number is only shown by /info
     #[arg(long, env = "MAX_BEST_OF", default_value_t = 2)]
     pub max_best_of: usize,
@@ -135,6 +157,30 @@ pub struct BatchingConfig {
     /// Most requests in one step [default: what the shard offers]
     #[arg(long, env = "MAX_BATCH_SIZE", value_parser = count(1..=65_536))]
     pub max_batch_size: Option<usize>,
+    /// Milliseconds that a step beside running streams should take at most; prompts are cut into chunks accordingly
+    #[arg(long, env = "TARGET_ITL_MS", default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    pub target_itl_ms: u64,
+    /// KV cache that a request must find before it starts
+    #[arg(long, env = "RESERVE", value_enum, default_value_t = Reserve::Estimate)]
+    pub reserve: Reserve,
+    /// Keep the KV cache of prompts and answers for prompts that begin alike
+    #[arg(
+        long,
+        env = "PREFIX_CACHING",
+        default_value_t = true,
+        action = ArgAction::Set,
+        value_parser = BoolishValueParser::new()
+    )]
+    pub prefix_caching: bool,
+}
+
+/// Values of `--reserve`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+pub enum Reserve {
+    /// Its prompt and as long an answer as most have; if that was too little, a request is stopped and goes on later
+    Estimate,
+    /// All that it may take: no request is ever stopped, and fewer run at once
+    Full,
 }
 
 /// The HTTP side.
@@ -156,7 +202,7 @@ pub struct HttpConfig {
     #[arg(long, env = "TOKENIZER_CONFIG_PATH")]
     pub tokenizer_config_path: Option<PathBuf>,
     /// Native streams that fail before their first token answer with the error's status instead of 200 and an event
-    #[arg(long, env = "STREAM_ERROR_STATUS", value_parser = clap::builder::BoolishValueParser::new())]
+    #[arg(long, env = "STREAM_ERROR_STATUS", value_parser = BoolishValueParser::new())]
     pub stream_error_status: bool,
     /// Seconds that running requests get after a stop signal
     #[arg(
@@ -178,9 +224,23 @@ pub struct HttpConfig {
 #[serde(deny_unknown_fields)]
 pub struct LogConfig {
     /// Log as JSON lines
-    #[arg(long, env = "JSON_OUTPUT", value_parser = clap::builder::BoolishValueParser::new())]
+    #[arg(long, env = "JSON_OUTPUT", value_parser = BoolishValueParser::new())]
     pub json_output: bool,
     /// debug, info, warn, error, or a tracing filter
     #[arg(long, env = "LOG_LEVEL", default_value = "info")]
     pub log_level: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seconds_are_positive_and_may_have_a_fraction() {
+        assert_eq!(seconds("3"), Ok(Duration::from_secs(3)));
+        assert_eq!(seconds("0.25"), Ok(Duration::from_millis(250)));
+        for text in ["0", "-1", "nan", "inf", "31536001", "1e300", "", "3s"] {
+            assert!(seconds(text).is_err(), "{text}");
+        }
+    }
 }

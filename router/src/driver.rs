@@ -13,11 +13,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
 
-use crate::config::RouterConfig;
+use crate::config::{self, RouterConfig};
 use crate::engine::{Connector, Engine, EngineError, EngineInfo, Progress};
 use crate::event::{Delivery, Failure, Output};
 use crate::request::{Request, RequestId};
-use crate::scheduler::{GroupLimits, Limits, LimitsError, Policy, Scheduler};
+use crate::scheduler::{GroupLimits, Limits, LimitsError, Policy, Reserve, Scheduler};
 use outbox::Outbox;
 use pacing::Pacing;
 use serve::{Ended, Serving};
@@ -86,7 +86,15 @@ impl From<&RouterConfig> for DriverConfig {
             depth: config.engine.step.step_depth,
             max_batch_prefill_tokens: config.batching.max_batch_prefill_tokens,
             max_batch_size: config.batching.max_batch_size,
-            policy: Policy::default(),
+            policy: Policy {
+                prefix_cache: config.batching.prefix_caching,
+                reserve: match config.batching.reserve {
+                    config::Reserve::Estimate => Reserve::Estimate,
+                    config::Reserve::Full => Reserve::Full,
+                },
+                target_itl: Duration::from_millis(config.batching.target_itl_ms),
+                max_queue: config.limits.max_queue_size.unwrap_or(usize::MAX),
+            },
             injected_work: InjectedWork::None,
         }
     }

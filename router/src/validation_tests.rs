@@ -267,6 +267,8 @@ fn the_kv_cache_bounds_what_the_flags_allow() {
     };
     let config = LimitsConfig {
         max_concurrent_requests: 128,
+        max_queue_size: None,
+        queue_timeout: None,
         max_best_of: 2,
         max_stop_sequences: 4,
         max_top_n_tokens: 20,

@@ -228,27 +228,32 @@ impl From<SubmitError> for ApiError {
     }
 }
 
-impl From<Failure> for ApiError {
-    fn from(failure: Failure) -> Self {
-        let kind = match failure {
-            Failure::Refused {
-                refusal: _,
-                retry_after_s,
-            } => {
-                return Self::new(ErrorKind::Overloaded, failure.to_string())
-                    .retry_after(retry_after_s);
-            }
-            Failure::DeadlineExceeded => ErrorKind::Deadline,
-            Failure::EngineLost | Failure::ShuttingDown => ErrorKind::EngineLost,
+impl From<&Failure> for ErrorKind {
+    fn from(failure: &Failure) -> Self {
+        match failure {
+            Failure::Refused { .. } => Self::Overloaded,
+            Failure::DeadlineExceeded => Self::Deadline,
+            Failure::EngineLost | Failure::ShuttingDown => Self::EngineLost,
             Failure::BadLogits
             | Failure::BadInput
             | Failure::OutOfMemory
             | Failure::NoPenalties
             | Failure::TooLong
-            | Failure::Text => ErrorKind::Generation,
-        };
-        let message = format!("Request failed during generation: {failure}");
-        Self::new(kind, message)
+            | Failure::Text => Self::Generation,
+        }
+    }
+}
+
+impl From<Failure> for ApiError {
+    fn from(failure: Failure) -> Self {
+        let kind = ErrorKind::from(&failure);
+        match failure {
+            Failure::Refused { retry_after_s, .. } => {
+                Self::new(kind, failure.to_string()).retry_after(retry_after_s)
+            }
+            Failure::DeadlineExceeded => Self::new(kind, failure.to_string()),
+            _ => Self::new(kind, format!("Request failed during generation: {failure}")),
+        }
     }
 }
 

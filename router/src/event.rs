@@ -111,17 +111,17 @@ pub enum Failure {
     #[error("the KV cache is too small for this request")]
     TooLong,
     /// Turned away; another try after this many seconds may be taken.
-    #[error("Model is overloaded: {}", match .refusal {
+    #[error("Model is overloaded: {} ({})", match .refusal {
         Refusal::QueueFull => "the queue is full",
         Refusal::PredictedWait => "the predicted wait exceeds this request's time limit",
         Refusal::QueueTimeout => "the request waited for its turn as long as it may",
-    })]
+    }, .refusal.name())]
     Refused {
         refusal: Refusal,
         retry_after_s: u32,
     },
     /// The request's total time is over.
-    #[error("the time limit of this request is over")]
+    #[error("the deadline of this call has passed; what still ran is cancelled")]
     DeadlineExceeded,
     /// The server is stopping and its drain time is over.
     #[error("the server is shutting down")]
@@ -221,6 +221,20 @@ pub struct Course {
     pub waited: Option<WaitReason>,
     /// How often it was stopped to make room.
     pub preemptions: u32,
+}
+
+impl Course {
+    /// Of several prompts as one: sums, and the first reason to wait.
+    pub fn add(&mut self, other: Self) {
+        let Self {
+            cached_tokens,
+            waited,
+            preemptions,
+        } = other;
+        self.cached_tokens += cached_tokens;
+        self.waited = self.waited.or(waited);
+        self.preemptions += preemptions;
+    }
 }
 
 /// Token counts of one request.

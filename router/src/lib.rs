@@ -11,6 +11,7 @@ pub mod engine;
 pub mod environment;
 pub mod error;
 pub mod event;
+mod keys;
 pub mod metrics;
 pub mod model;
 pub mod names;

@@ -11,10 +11,10 @@ use tokio_util::sync::CancellationToken;
 use crate::api::{self, Answers, App, Bodies};
 use crate::config::{LimitsConfig, RouterConfig};
 use crate::cors::{self, Origins};
-use crate::driver::{self, DriverConfig, EngineStatus};
+use crate::driver::{self, DriverConfig, DriverHandle, EngineStatus};
 use crate::engine::Connector;
 use crate::engine::grpc::GrpcConnector;
-use crate::event::Failure;
+use crate::event::{Delivery, Failure};
 use crate::metrics::Metrics;
 use crate::model::{Model, ModelError};
 use crate::names::ModelNames;
@@ -67,6 +67,10 @@ impl ServeError {
     }
 }
 
+fn thread(what: &'static str) -> impl Fn(std::io::Error) -> ServeError {
+    move |source| ServeError::Thread { what, source }
+}
+
 /// A router that is not bound to a port. Needs a Tokio runtime around it.
 #[derive(Debug)]
 pub struct Router {
@@ -81,17 +85,26 @@ impl Router {
         C: Connector + Send + 'static,
     {
         check_limits(&config.limits)?;
+        let (deliveries, outbox) = mpsc::channel(DELIVERIES_CAPACITY);
+        let driver = driver::spawn(DriverConfig::from(config), connector, deliveries)
+            .map_err(thread("the driver's thread"))?;
+        Self::over(config, model, driver, outbox)
+    }
+
+    /// The same over a driver that the caller runs.
+    pub fn over(
+        config: &RouterConfig,
+        model: Model,
+        driver: DriverHandle,
+        outbox: mpsc::Receiver<Vec<Delivery>>,
+    ) -> Result<Self, ServeError> {
         let limits = &config.limits;
         let positions = model.max_positions.unwrap_or(DEFAULT_POSITIONS);
         let max_total_tokens = limits.max_total_tokens.unwrap_or(positions);
         let max_input_tokens = limits.max_input_tokens.unwrap_or(max_total_tokens);
         let metrics = Arc::new(Metrics::new(max_input_tokens, max_total_tokens)?);
-        let (deliveries, outbox) = mpsc::channel(DELIVERIES_CAPACITY);
-        let failed = |what| move |source| ServeError::Thread { what, source };
-        let driver = driver::spawn(DriverConfig::from(config), connector, deliveries)
-            .map_err(failed("the driver's thread"))?;
         let tokenizers = TokenizerPool::new(&model.tokenizer, limits.validation_workers)
-            .map_err(failed("the tokenizer threads"))?;
+            .map_err(thread("the tokenizer threads"))?;
         let generator = Generator::new(
             driver.commands,
             outbox,

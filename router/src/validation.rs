@@ -6,10 +6,13 @@ mod rules;
 
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use self::rules::{above_zero, count, penalty, share};
 use crate::config::LimitsConfig;
 use crate::driver::EngineFacts;
-use crate::request::{LogprobParams, Request, RequestId, SamplingParams};
+use crate::keys::key;
+use crate::request::{LogprobParams, Request, RequestId, SamplingParams, Scheduling};
 
 /// A rule that a request breaks.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -109,6 +112,12 @@ pub struct Draft {
     pub top_n_tokens: Option<i64>,
     /// Log-probabilities of the tokens are wanted: before (true) or after penalties and warpers.
     pub logprobs: Option<bool>,
+    pub priority: Option<i64>,
+    pub cache_salt: Option<String>,
+    /// Whom the request counts for: the key of a name, or 0.
+    pub tenant: u64,
+    /// When the client stops waiting.
+    pub deadline: Option<Instant>,
     /// Known features that this server does not have and this request asks for.
     pub unsupported: Vec<&'static str>,
 }
@@ -135,6 +144,10 @@ impl Draft {
             truncate: None,
             top_n_tokens: None,
             logprobs: None,
+            priority: None,
+            cache_salt: None,
+            tenant: 0,
+            deadline: None,
             unsupported: Vec::new(),
         }
     }
@@ -150,6 +163,7 @@ pub struct Checked {
     ignore_eos: bool,
     truncate: Option<usize>,
     logprobs: Option<LogprobParams>,
+    scheduling: Scheduling,
     pub stop: Vec<String>,
 }
 
@@ -185,6 +199,15 @@ pub fn check(draft: Draft, limits: &Limits, drawn_seed: u64) -> Result<Checked> 
         }),
         None => None,
     };
+    let cache_salt = rules::cache_salt(draft.cache_salt.as_deref())?;
+    let scheduling = Scheduling {
+        class: rules::class(draft.priority)?,
+        tenant: draft.tenant,
+        cache_salt: cache_salt.map_or(0, |salt| key(salt.as_bytes())),
+        // Times are known when the request is submitted.
+        queue_timeout: None,
+        total_timeout: None,
+    };
     Ok(Checked {
         names,
         limits: *limits,
@@ -208,6 +231,7 @@ pub fn check(draft: Draft, limits: &Limits, drawn_seed: u64) -> Result<Checked> 
         ignore_eos: draft.ignore_eos,
         truncate,
         logprobs,
+        scheduling,
         stop: draft.stop,
     })
 }
@@ -261,7 +285,7 @@ impl Checked {
                 eos_ids.iter().copied().filter(known).collect()
             },
             logprobs: self.logprobs,
-            scheduling: crate::request::Scheduling::default(),
+            scheduling: self.scheduling,
         })
     }
 

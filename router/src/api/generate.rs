@@ -2,13 +2,16 @@
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use futures_util::future::try_join_all;
 use serde_json::Value;
+use tokio::time::{Instant, timeout};
 
 use super::App;
 use super::record::Record;
 use crate::error::{ApiError, ErrorKind};
-use crate::event::{Event, Finished, Token};
+use crate::event::{Event, Failure, Finished, Token};
 use crate::stream::{Generation, Permit};
 use crate::text::{TextParams, TextStyle};
 use crate::tokenizer::{EncodeError, encode};
@@ -55,7 +58,7 @@ impl App {
     ) -> Result<Running, ApiError> {
         let facts = self.ready()?;
         let limits = Limits::new(&self.limits, &facts);
-        let inputs = draft.names.inputs;
+        let (inputs, deadline) = (draft.names.inputs, draft.deadline);
         let checked = check(draft, &limits, rand::random())?;
         if let Prompt::Text(text) = &prompt {
             checked.check_inputs(text.is_empty())?;
@@ -67,7 +70,10 @@ impl App {
             style,
         };
         let id = self.generator.next_id();
-        let request = checked.with_prompt(id, ids, &self.model.eos_ids)?;
+        let mut request = checked.with_prompt(id, ids, &self.model.eos_ids)?;
+        let remaining = |at: Instant| at.saturating_duration_since(Instant::now());
+        request.scheduling.queue_timeout = self.limits.queue_timeout;
+        request.scheduling.total_timeout = deadline.map(remaining);
         record.submitting(&request);
         let generation = self.generator.submit(permit, request, &text)?;
         Ok(Running {
@@ -122,6 +128,25 @@ impl App {
 pub(super) fn tokenizer_error(field: &str, error: &EncodeError) -> ApiError {
     let message = format!("`{field}`: tokenizer error: {error}");
     ValidationError::new(field, message).into()
+}
+
+/// The scheduler turns a request away within milliseconds, or keeps it until its time in the queue is over.
+const REFUSED_WITHIN: Duration = Duration::from_millis(100);
+
+/// Waits for the first events, but not for long; an error if one of the requests is turned away. Once the headers of a
+/// stream are out there is no status left that would say so.
+pub(super) async fn admitted(all: impl IntoIterator<Item = &mut Running>) -> Result<(), ApiError> {
+    let all = all.into_iter().map(|running| async {
+        match running.generation.begun().await {
+            Err(failure @ Failure::Refused { .. }) => Err(failure),
+            // The others have their own place in each dialect.
+            Err(_) | Ok(()) => Ok(()),
+        }
+    });
+    match timeout(REFUSED_WITHIN, try_join_all(all)).await {
+        Ok(Err(failure)) => Err(failure.into()),
+        Ok(Ok(_)) | Err(_) => Ok(()),
+    }
 }
 
 impl Running {

@@ -15,6 +15,7 @@ mod record;
 mod respond;
 mod sagemaker;
 mod sse;
+mod tenant;
 mod tgi;
 mod watched;
 

@@ -36,6 +36,9 @@ pub(super) struct Parameters {
     pub(super) seed: Option<u64>,
     pub(super) top_n_tokens: Option<i64>,
     pub(super) logit_bias: Option<indexmap::IndexMap<String, f64>>,
+    pub(super) priority: Option<i64>,
+    pub(super) cache_salt: Option<String>,
+    pub(super) scheduling_details: Option<bool>,
     pub(super) grammar: Option<IgnoredAny>,
     pub(super) adapter_id: Option<IgnoredAny>,
 }
@@ -106,6 +109,11 @@ impl Parameters {
             truncate: self.truncate,
             top_n_tokens: self.top_n_tokens,
             logprobs: None,
+            priority: self.priority,
+            cache_salt: self.cache_salt,
+            // Not of the body.
+            tenant: 0,
+            deadline: None,
             unsupported: unsupported.map(|(field, _)| *field).collect(),
         };
         Lowered {

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::error::ApiError;
-use crate::event::{Event, FinishReason, Finished};
+use crate::error::{ApiError, ErrorKind};
+use crate::event::{Course, Event, FinishReason, Finished, WaitReason};
 use crate::metrics::{FailureLabel, Metrics};
 use crate::request::Request;
 
@@ -27,6 +27,8 @@ pub(super) struct Record {
     first_token: Option<Duration>,
     pub(super) prompt_tokens: u32,
     pub(super) generated_tokens: u32,
+    /// Of the prompts that have ended well.
+    course: Course,
 }
 
 impl Record {
@@ -47,6 +49,7 @@ impl Record {
             first_token: None,
             prompt_tokens: 0,
             generated_tokens: 0,
+            course: Course::default(),
         }
     }
 
@@ -73,7 +76,9 @@ impl Record {
                         .get_or_insert_with(|| self.arrived.elapsed());
                 }
                 Event::Finished(finished) => self.finished(finished),
-                Event::Failed(_) => self.failure = Some(FailureLabel::Generation),
+                Event::Failed(failure) => {
+                    self.failure = Some(ErrorKind::from(failure).codes().label);
+                }
             }
         }
     }
@@ -83,9 +88,10 @@ impl Record {
             reason,
             usage,
             timings,
-            course: _,
+            course,
             tail: _,
         } = finished;
+        self.course.add(*course);
         self.num_open = self.num_open.saturating_sub(1);
         self.reason = Some(*reason);
         self.queue = self.queue.max(timings.queue);
@@ -150,8 +156,9 @@ impl Drop for Record {
             status = self.status,
             prompt_tokens = self.prompt_tokens,
             generated_tokens = self.generated_tokens,
-            // No prompt reuses another's KV blocks yet; the field is there for those who read the log by machine.
-            cached_tokens = 0,
+            cached_tokens = self.course.cached_tokens,
+            waited = self.course.waited.map(WaitReason::name),
+            preemptions = self.course.preemptions,
             queue_ms = millis(self.queue),
             first_token_ms = self.first_token.map(millis),
             total_ms = millis(total),

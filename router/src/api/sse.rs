@@ -140,7 +140,10 @@ impl<E: Encoder> Source for Writes<E> {
             if failure.is_some() {
                 events.pop();
             }
-            self.encoder.events(index, events, &mut frames);
+            // A failure alone begins no answer.
+            if !events.is_empty() {
+                self.encoder.events(index, events, &mut frames);
+            }
             if let Some(failure) = failure {
                 self.encoder.error(&failure.into(), &mut frames);
                 return Poll::Ready((frames.0.into(), true));

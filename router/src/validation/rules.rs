@@ -3,11 +3,14 @@
 use std::collections::HashSet;
 
 use super::{FieldNames, Result, ValidationError};
+use crate::request::Scheduling;
 
 /// Counts travel as signed words.
 const MAX_COUNT: u32 = i32::MAX as u32;
 /// They travel in one registration, and the shard adds them to the logits one by one.
 const MAX_LOGIT_BIAS: usize = 1024;
+/// A salt is a name or a digest, not a text.
+const MAX_SALT_BYTES: usize = 256;
 
 /// A number that the shard can hold. JSON knows no NaN, but 1e39 is infinite there.
 #[expect(
@@ -138,6 +141,32 @@ pub(super) fn top_n_tokens(field: &str, value: Option<i64>, cap: u32) -> Result<
             Err(ValidationError::new(field, message))
         }
     }
+}
+
+/// In Triton's sense: 0 is the default, 1 the highest class.
+pub(super) fn class(priority: Option<i64>) -> Result<u8> {
+    let priority = priority.unwrap_or(0);
+    match u8::try_from(priority) {
+        Ok(0) => Ok(Scheduling::DEFAULT_CLASS),
+        Ok(class @ 1..=Scheduling::CLASSES) => Ok(class),
+        _ => {
+            let limit = Scheduling::CLASSES;
+            let message = format!("`priority` must be >= 0 and <= {limit}. Given: {priority}");
+            Err(ValidationError::new("priority", message))
+        }
+    }
+}
+
+pub(super) fn cache_salt(salt: Option<&str>) -> Result<Option<&str>> {
+    let length = salt.map_or(1, str::len);
+    if (1..=MAX_SALT_BYTES).contains(&length) {
+        return Ok(salt);
+    }
+    // The value itself is a secret.
+    let field = "cache_salt";
+    let message =
+        format!("`{field}` must have >= 1 and <= {MAX_SALT_BYTES} bytes. Given: {length}");
+    Err(ValidationError::new(field, message))
 }
 
 /// Keys are token ids as strings, as OpenAI has them, and each id is written in one way only.

@@ -431,3 +431,46 @@ completions {"best_of":2} => 400 {"error":{"message":"Input validation error: `b
 completions {"logprobs":6} => 400 {"error":{"message":"Input validation error: `logprobs` must be >= 0 and <= 5. Given: 6","type":"invalid_request_error","param":"logprobs","code":"invalid_value","http_status_code":400},"error_type":"validation"}
 "#);
 }
+
+#[tokio::test]
+async fn wishes_about_the_turn_and_the_cache() {
+    let world = World::new().await;
+    let cases = [
+        json!({"priority": -1}),
+        json!({"priority": 0}),
+        json!({"priority": 5}),
+        json!({"priority": 6}),
+        json!({"priority": "high"}),
+        json!({"cache_salt": ""}),
+        json!({"cache_salt": "a"}),
+        json!({"cache_salt": 1}),
+        json!({"scheduling_details": 1}),
+    ];
+    let mut lines = vec![generate(&world, &cases).await];
+    // Bytes count, not characters.
+    let long = "é".repeat(128) + "x";
+    for (case, field, value) in [
+        ("6", "priority", json!(6)),
+        ("empty", "cache_salt", json!("")),
+        ("257 bytes", "cache_salt", json!(long)),
+    ] {
+        let mut body = json!({"prompt": "a", "max_tokens": 1});
+        body[field] = value;
+        let reply = world.post("/v1/completions", body).await;
+        lines.push(line(&format!("completions, {field} {case}"), &reply));
+    }
+    insta::assert_snapshot!(lines.join("\n"), @r#"
+{"priority":-1} => 422 {"error":"Input validation error: `priority` must be >= 0 and <= 5. Given: -1","error_type":"validation"}
+{"priority":0} => 200
+{"priority":5} => 200
+{"priority":6} => 422 {"error":"Input validation error: `priority` must be >= 0 and <= 5. Given: 6","error_type":"validation"}
+{"priority":"high"} => 422 {"error":"Input validation error: `parameters.priority`: invalid type: string \"high\", expected an integer","error_type":"validation"}
+{"cache_salt":""} => 422 {"error":"Input validation error: `cache_salt` must have >= 1 and <= 256 bytes. Given: 0","error_type":"validation"}
+{"cache_salt":"a"} => 200
+{"cache_salt":1} => 422 {"error":"Input validation error: `parameters.cache_salt`: invalid type: integer `1`, expected a string","error_type":"validation"}
+{"scheduling_details":1} => 422 {"error":"Input validation error: `parameters.scheduling_details`: invalid type: integer `1`, expected a boolean","error_type":"validation"}
+completions, priority 6 => 400 {"error":{"message":"Input validation error: `priority` must be >= 0 and <= 5. Given: 6","type":"invalid_request_error","param":"priority","code":"invalid_value","http_status_code":400},"error_type":"validation"}
+completions, cache_salt empty => 400 {"error":{"message":"Input validation error: `cache_salt` must have >= 1 and <= 256 bytes. Given: 0","type":"invalid_request_error","param":"cache_salt","code":"invalid_value","http_status_code":400},"error_type":"validation"}
+completions, cache_salt 257 bytes => 400 {"error":{"message":"Input validation error: `cache_salt` must have >= 1 and <= 256 bytes. Given: 257","type":"invalid_request_error","param":"cache_salt","code":"invalid_value","http_status_code":400},"error_type":"validation"}
+"#);
+}

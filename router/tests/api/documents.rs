@@ -41,7 +41,7 @@ const KINDS: &[(ErrorKind, &str, &str)] = &[
     ),
     (
         ErrorKind::Overloaded,
-        "`--max-concurrent-requests` run or wait already",
+        "`--max-concurrent-requests` run or wait already, the queue is full, or the turn would not come or did not come in time",
         "Try again after `Retry-After`; add servers",
     ),
     (

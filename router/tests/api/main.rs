@@ -18,6 +18,10 @@ mod routes;
 #[cfg(test)]
 mod sagemaker;
 #[cfg(test)]
+mod scheduling;
+#[cfg(test)]
+mod scripted;
+#[cfg(test)]
 mod tgi;
 #[cfg(test)]
 mod tokenize;

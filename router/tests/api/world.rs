@@ -15,6 +15,8 @@ use penstock_router::model::Model;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
+use crate::scripted::Script;
+
 /// Tokens that are not special, in the byte-level alphabet: `Ġ` is a space, `Ċ` a new line, `Ã` and `©` together é.
 const TOKENS: &str = "abcdefghijklmnopqrstuvwxyzĠ.,:Ċ0123456789Ã©";
 /// `<s>`, `</s>`, and the integer model's NaN token.
@@ -60,34 +62,8 @@ impl World {
         change: impl FnOnce(&mut Options),
         wrap: impl FnOnce(FakeConnector) -> C,
     ) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        write_model(folder.path());
-        let mut config = config(folder.path());
-        let mut options = Options {
-            limits: LimitsConfig {
-                max_concurrent_requests: 8,
-                max_stop_sequences: 2,
-                max_top_n_tokens: 5,
-                max_client_batch_size: 2,
-                max_input_tokens: Some(40),
-                max_total_tokens: Some(80),
-                payload_limit: 2000,
-                validation_workers: 1,
-                ..config.limits.clone()
-            },
-            http: config.http.clone(),
-            step_time: Duration::ZERO,
-            alive: true,
-        };
-        change(&mut options);
-        let mut fake = FakeConfig::default();
-        fake.info.vocab_size = u32::try_from(TOKENS.chars().count() + SPECIAL.len()).unwrap();
-        fake.step_time = options.step_time;
-        let (connector, engine) = FakeConnector::new(fake);
-        engine.set_alive(options.alive);
-        config.limits = options.limits;
-        config.http = options.http;
-        let model = Model::load(folder.path(), Some("org/tiny".to_owned())).unwrap();
+        let (folder, config, options, model) = prepare(change);
+        let (connector, engine) = fake(&options);
         let router = Router::start(&config, model, wrap(connector)).unwrap();
         let world = Self {
             routes: router.routes(),
@@ -99,6 +75,20 @@ impl World {
             world.wait_for_health(StatusCode::OK).await;
         }
         world
+    }
+
+    /// A world whose driver is the test; its engine is never asked.
+    pub(crate) fn scripted(change: impl FnOnce(&mut Options)) -> (Self, Script) {
+        let (folder, config, options, model) = prepare(change);
+        let (_, engine) = fake(&options);
+        let (router, script) = Script::router(&config, model, vocab_size());
+        let world = Self {
+            routes: router.routes(),
+            router,
+            engine,
+            _folder: folder,
+        };
+        (world, script)
     }
 
     pub(crate) async fn wait_for_health(&self, status: StatusCode) {
@@ -224,6 +214,46 @@ fn redact(body: &str) -> String {
 struct Flags {
     #[command(flatten)]
     config: RouterConfig,
+}
+
+fn vocab_size() -> usize {
+    TOKENS.chars().count() + SPECIAL.len()
+}
+
+fn prepare(change: impl FnOnce(&mut Options)) -> (tempfile::TempDir, RouterConfig, Options, Model) {
+    let folder = tempfile::tempdir().unwrap();
+    write_model(folder.path());
+    let mut config = config(folder.path());
+    let mut options = Options {
+        limits: LimitsConfig {
+            max_concurrent_requests: 8,
+            max_stop_sequences: 2,
+            max_top_n_tokens: 5,
+            max_client_batch_size: 2,
+            max_input_tokens: Some(40),
+            max_total_tokens: Some(80),
+            payload_limit: 2000,
+            validation_workers: 1,
+            ..config.limits.clone()
+        },
+        http: config.http.clone(),
+        step_time: Duration::ZERO,
+        alive: true,
+    };
+    change(&mut options);
+    config.limits = options.limits.clone();
+    config.http = options.http.clone();
+    let model = Model::load(folder.path(), Some("org/tiny".to_owned())).unwrap();
+    (folder, config, options, model)
+}
+
+fn fake(options: &Options) -> (FakeConnector, FakeSwitch) {
+    let mut fake = FakeConfig::default();
+    fake.info.vocab_size = u32::try_from(vocab_size()).unwrap();
+    fake.step_time = options.step_time;
+    let (connector, engine) = FakeConnector::new(fake);
+    engine.set_alive(options.alive);
+    (connector, engine)
 }
 
 /// The defaults of every flag.

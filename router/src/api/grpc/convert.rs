@@ -51,6 +51,9 @@ impl From<pb::Parameters> for Parameters {
             top_n_tokens,
             logit_bias,
             adapter_id,
+            priority,
+            cache_salt,
+            scheduling_details,
         } = parameters;
         // The rules are those of JSON, where keys are strings.
         let logit_bias = logit_bias
@@ -79,6 +82,9 @@ impl From<pb::Parameters> for Parameters {
             seed,
             top_n_tokens,
             logit_bias: Some(logit_bias.collect()),
+            priority,
+            cache_salt,
+            scheduling_details,
             grammar: None,
             adapter_id: adapter_id.map(|_| IgnoredAny),
         }
@@ -108,6 +114,7 @@ pub(super) fn answer(answer: Answer, shape: &Shape, seed: Option<u64>) -> pb::Ge
                 Vec::new()
             },
             tokens: tokens.into_iter().map(pb::Token::from).collect(),
+            scheduling: None,
         }),
     }
 }
@@ -131,6 +138,7 @@ impl From<&End> for pb::StreamDetails {
             generated_tokens: end.finished.usage.generated_tokens,
             seed: end.seed,
             input_length: end.input_length,
+            scheduling: None,
         }
     }
 }

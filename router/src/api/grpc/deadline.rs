@@ -6,7 +6,8 @@ use std::time::Duration;
 use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 use tonic::metadata::MetadataMap;
 
-use crate::error::{ApiError, ErrorKind};
+use crate::error::ApiError;
+use crate::event::Failure;
 use crate::validation::ValidationError;
 
 const HEADER: &str = "grpc-timeout";
@@ -31,6 +32,10 @@ impl Deadline {
         Ok(Self(Some(Instant::now() + timeout)))
     }
 
+    pub(super) fn instant(self) -> Option<Instant> {
+        self.0
+    }
+
     /// Does the work, or drops it when the time is over.
     pub(super) async fn bound<T>(
         self,
@@ -50,10 +55,8 @@ impl Deadline {
 }
 
 pub(super) fn exceeded() -> ApiError {
-    ApiError::new(
-        ErrorKind::Deadline,
-        "the deadline of this call has passed; what still ran is cancelled",
-    )
+    // The scheduler ends the request at the same time: whoever is first says the same.
+    Failure::DeadlineExceeded.into()
 }
 
 fn parse(value: &str) -> Option<Duration> {

@@ -16,24 +16,26 @@ use axum::response::Response;
 use futures_util::StreamExt;
 use http_body_util::{BodyStream, StreamBody};
 use tokio::sync::OwnedSemaphorePermit;
+use tonic::metadata::MetadataMap;
 use tonic::service::Routes;
 use tonic::{Extensions, Status};
 use tonic_health::pb::health_server::HealthServer;
 use tonic_reflection::server::Builder;
 
-use self::convert::lower;
 use self::deadline::Deadline;
 use self::health::ServerHealth;
 use self::status::fail;
 use self::stream::MessageStream;
 use super::AppState;
-use super::generate::tokenizer_error;
-use super::native::start;
+use super::generate::{admitted, tokenizer_error};
+use super::native::{Shape, start};
 use super::record::Record;
+use super::tenant::tenant;
 use crate::error::ApiError;
 use crate::public_pb as pb;
 use crate::public_pb::generation_server::{Generation, GenerationServer};
 use crate::tokenize::tokens;
+use crate::validation::Draft;
 
 const GENERATE: &str = "/penstock.v1.Generation/Generate";
 const GENERATE_STREAM: &str = "/penstock.v1.Generation/GenerateStream";
@@ -121,6 +123,19 @@ fn route(path: &str) -> &'static str {
         .unwrap_or("/penstock.v1.Generation")
 }
 
+/// What is asked for, by whom, and until when.
+fn lower(
+    message: pb::GenerateRequest,
+    metadata: &MetadataMap,
+    deadline: Deadline,
+    streams: bool,
+) -> (String, Draft, Shape) {
+    let (inputs, mut draft, shape) = convert::lower(message, streams);
+    draft.tenant = tenant(metadata.as_ref());
+    draft.deadline = deadline.instant();
+    (inputs, draft, shape)
+}
+
 #[derive(Debug)]
 struct Service {
     app: AppState,
@@ -129,11 +144,10 @@ struct Service {
 impl Service {
     async fn whole(
         &self,
-        message: pb::GenerateRequest,
+        (inputs, draft, shape): (String, Draft, Shape),
         mut extensions: Extensions,
         record: &mut Record,
     ) -> Result<pb::GenerateResponse, ApiError> {
-        let (inputs, draft, shape) = lower(message, false);
         let running = start(&self.app, inputs, draft, record).await?;
         extensions.remove::<Room>();
         let seed = running.seed;
@@ -152,7 +166,8 @@ impl Generation for Service {
         let (metadata, extensions, message) = request.into_parts();
         let answer = async {
             let deadline = Deadline::of(&metadata)?;
-            let whole = self.whole(message, extensions, &mut record);
+            let asked = lower(message, &metadata, deadline, false);
+            let whole = self.whole(asked, extensions, &mut record);
             deadline.bound(whole).await
         };
         match answer.await {
@@ -171,8 +186,12 @@ impl Generation for Service {
         let (metadata, extensions, message) = request.into_parts();
         let started = async {
             let deadline = Deadline::of(&metadata)?;
-            let (inputs, draft, shape) = lower(message, true);
-            let starting = start(&self.app, inputs, draft, &mut record);
+            let (inputs, draft, shape) = lower(message, &metadata, deadline, true);
+            let starting = async {
+                let mut running = start(&self.app, inputs, draft, &mut record).await?;
+                admitted([&mut running]).await?;
+                Ok(running)
+            };
             Ok::<_, ApiError>((deadline.bound(starting).await?, shape, deadline))
         };
         let started = started.await;

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::api::AppState;
 use crate::api::body::JsonBody;
-use crate::api::generate::{Answer, Prompt, Running, Streams};
+use crate::api::generate::{Answer, Prompt, Running, Streams, admitted};
 use crate::api::headers::{compute_headers, timing_headers};
 use crate::api::record::Record;
 use crate::api::respond::json_response;
@@ -81,7 +81,7 @@ async fn answer(
     let (body, sampling) = read(app, request).await?;
     let (messages, draft, wanted) = lower(&body, sampling)?;
     let permit = app.generator.permits(1)?.remove(0);
-    let running = app
+    let mut running = app
         .start(
             permit,
             Prompt::Chat(messages),
@@ -90,6 +90,7 @@ async fn answer(
             record,
         )
         .await?;
+    admitted([&mut running]).await?;
     Ok((running, wanted))
 }
 

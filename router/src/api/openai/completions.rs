@@ -11,7 +11,7 @@ use super::{
     Envelope, OpenAiUsage, error_event, error_response, finish_reason, read, split, text_of,
 };
 use crate::api::AppState;
-use crate::api::generate::{Prompt, Running, Streams};
+use crate::api::generate::{Prompt, Running, Streams, admitted};
 use crate::api::headers::{compute_headers, timing_headers};
 use crate::api::record::Record;
 use crate::api::respond::json_response;
@@ -117,6 +117,7 @@ async fn answer(
                 .await?,
         );
     }
+    admitted(&mut running).await?;
     Ok((running, wanted))
 }
 

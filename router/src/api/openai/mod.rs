@@ -20,6 +20,7 @@ use super::body::JsonBody;
 use super::record::Record;
 use super::respond::ErrorStyle;
 use super::sse::Frames;
+use super::tenant::tenant;
 use crate::error::{ApiError, ErrorKind};
 use crate::event::{Event, FinishReason, Finished, Token, Usage};
 
@@ -84,8 +85,10 @@ fn check_model(app: &App, model: Option<&str>) -> Result<(), ApiError> {
 /// A body, with the fields that both routes have; those of its own a route parses from the same body.
 async fn read(app: &App, request: Request) -> Result<(JsonBody, Sampling), ApiError> {
     app.ready()?;
+    let tenant = tenant(request.headers());
     let body = app.read_body(request).await?;
-    let sampling: Sampling = body.parse()?;
+    let mut sampling: Sampling = body.parse()?;
+    sampling.tenant = tenant;
     check_model(app, sampling.model.as_deref())?;
     Ok((body, sampling))
 }

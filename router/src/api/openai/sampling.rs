@@ -42,6 +42,11 @@ pub(super) struct Sampling {
     min_tokens: Option<i64>,
     ignore_eos: Option<bool>,
     grammar: Option<IgnoredAny>,
+    priority: Option<i64>,
+    cache_salt: Option<String>,
+    /// Of the header.
+    #[serde(skip)]
+    pub(super) tenant: u64,
 }
 
 impl Sampling {
@@ -92,6 +97,9 @@ impl Sampling {
                 Some(Stop::One(stop)) => vec![stop],
                 Some(Stop::Many(stop)) => stop,
             },
+            priority: self.priority,
+            cache_salt: self.cache_salt,
+            tenant: self.tenant,
             unsupported,
             ..Draft::new(names)
         })

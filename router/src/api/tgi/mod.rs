@@ -8,12 +8,13 @@ use axum::response::Response;
 use serde::Deserialize;
 
 use self::render::{NativeStream, body};
-use super::generate::{Running, Streams, tokenizer_error};
+use super::generate::{Running, Streams, admitted, tokenizer_error};
 use super::headers::{compute_headers, timing_headers};
 use super::native::{Lowered, Parameters, Shape, lower, start};
 use super::record::Record;
 use super::respond::{ErrorStyle, json_response, json_text};
 use super::sse::{error_response, stream_response};
+use super::tenant::tenant;
 use super::{App, AppState};
 use crate::error::ApiError;
 use crate::tokenize::tokens;
@@ -101,6 +102,7 @@ pub(super) async fn tokenize(State(app): State<AppState>, request: Request) -> R
 
 async fn handle(app: AppState, request: Request, route: Route, path: &'static str) -> Response {
     let mut record = Record::new(&app.metrics, path);
+    let tenant = tenant(request.headers());
     let parsed = async {
         app.ready()?;
         let body = app.read_body(request).await?;
@@ -113,16 +115,23 @@ async fn handle(app: AppState, request: Request, route: Route, path: &'static st
     };
     let error = match parsed.await {
         Ok((parsed, streams, body)) => {
-            let (inputs, draft, shape) = parsed.lower(route, streams);
+            let (inputs, mut draft, shape) = parsed.lower(route, streams);
+            draft.tenant = tenant;
             let mut started = start(&app, inputs, draft, &mut record).await;
             drop(body);
-            // Once the handler runs a stream has status 200, as TGI's clients expect, unless the operator wants the
-            // error's own. Then the headers wait for the first token.
-            let real_status = app.http.stream_error_status;
-            if let (Ok(running), true) = (&mut started, streams && real_status)
-                && let Err(failure) = running.generation.begun().await
-            {
-                started = Err(failure.into());
+            // Once the handler runs a stream has status 200, as TGI's clients expect, unless the scheduler turns it away
+            // or the operator wants the error's own. Then the headers wait for the first token.
+            let mut real_status = app.http.stream_error_status;
+            if let (Ok(running), true) = (&mut started, streams) {
+                let begun = if real_status {
+                    running.generation.begun().await.map_err(ApiError::from)
+                } else {
+                    admitted([running]).await
+                };
+                if let Err(error) = begun {
+                    started = Err(error);
+                    real_status = true;
+                }
             }
             match started {
                 Ok(running) if streams => return stream(&app, running, shape, record),

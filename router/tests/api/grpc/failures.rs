@@ -49,7 +49,7 @@ async fn bad_inputs_name_the_field() {
     let world = World::new().await;
     let served = serve(&world, STEP, || ()).await;
     let mut client = connect(&served).await;
-    let changes: [fn(&mut Parameters); 8] = [
+    let changes: [fn(&mut Parameters); 10] = [
         |parameters| parameters.temperature = Some(0.0),
         |parameters| parameters.top_p = Some(f64::NAN),
         |parameters| parameters.max_new_tokens = Some(-1),
@@ -58,6 +58,8 @@ async fn bad_inputs_name_the_field() {
         |parameters| parameters.logit_bias = [(1000, 1.0)].into(),
         |parameters| parameters.adapter_id = Some("x".to_owned()),
         |parameters| parameters.best_of = Some(2),
+        |parameters| parameters.priority = Some(6),
+        |parameters| parameters.cache_salt = Some(String::new()),
     ];
     let mut requests = vec![request("", |_| ()), request(&"a".repeat(2000), |_| ())];
     requests.extend(changes.map(|change| request("a", change)));
@@ -83,11 +85,13 @@ InvalidArgument INVALID_VALUE field=stop retry=-: Input validation error: `stop`
 InvalidArgument INVALID_VALUE field=logit_bias retry=-: Input validation error: `logit_bias` keys must be token ids < 46. Given: "1000"
 InvalidArgument INVALID_VALUE field=adapter_id retry=-: Input validation error: `adapter_id` is not supported yet
 InvalidArgument INVALID_VALUE field=best_of retry=-: Input validation error: `best_of` is not supported yet
+InvalidArgument INVALID_VALUE field=priority retry=-: Input validation error: `priority` must be >= 0 and <= 5. Given: 6
+InvalidArgument INVALID_VALUE field=cache_salt retry=-: Input validation error: `cache_salt` must have >= 1 and <= 256 bytes. Given: 0
 InvalidArgument INVALID_VALUE field=grpc-timeout retry=-: Input validation error: `grpc-timeout` must be at most 8 digits and one of H, M, S, m, u, n. Given: "100x"
 "#);
 
     let name = "tgi_request_failure{err=\"validation\"}";
-    assert_eq!(world.metric(name).await, 21.0);
+    assert_eq!(world.metric(name).await, 25.0);
 }
 
 #[tokio::test]

@@ -1,15 +1,15 @@
 //! The metric registry: every family by name, with its handle, registered before the first request. Labels come from
 //! fixed sets only.
 
-use metrics::{
-    Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram,
-    gauge, histogram, with_local_recorder,
-};
+mod help;
+
 use std::time::Duration;
 
+use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram, with_local_recorder};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
 use crate::driver::{Samples, SharedStats, StepSample};
+use crate::event::{Refusal, WaitReason};
 
 /// Why a request failed, as the label `err` of `tgi_request_failure`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub enum FailureLabel {
     Template,
     Incomplete,
     Generation,
-    /// The time that a gRPC client gave was over.
+    /// The time that the client gave was over.
     Deadline,
     /// The client went away.
     Dropped,
@@ -102,6 +102,11 @@ pub struct Metrics {
     pub steps_overlapped: Counter,
     pub wasted_rows: Counter,
     pub engines_ready: Counter,
+    preemptions: Counter,
+    prefix_cached_tokens: Counter,
+    waits: [Counter; WaitReason::ALL.len()],
+    refusals: [Counter; Refusal::ALL.len()],
+    overdue: Counter,
 }
 
 impl Metrics {
@@ -110,7 +115,7 @@ impl Metrics {
         let recorder = builder(max_input_tokens, max_total_tokens)?.build_recorder();
         let exporter = recorder.handle();
         Ok(with_local_recorder(&recorder, || {
-            describe();
+            help::describe();
             Self::register(exporter)
         }))
     }
@@ -167,6 +172,13 @@ impl Metrics {
             steps_overlapped: counter!("penstock_steps_overlapped_total"),
             wasted_rows: counter!("penstock_wasted_rows_total"),
             engines_ready: counter!("penstock_engines_ready_total"),
+            preemptions: counter!("penstock_preemptions_total"),
+            prefix_cached_tokens: counter!("penstock_prefix_cached_tokens_total"),
+            waits: WaitReason::ALL
+                .map(|why| counter!("penstock_request_waits_total", "reason" => why.name())),
+            refusals: Refusal::ALL
+                .map(|why| counter!("penstock_request_refusals_total", "reason" => why.name())),
+            overdue: counter!("penstock_requests_overdue_total"),
         }
     }
 
@@ -216,8 +228,13 @@ impl Metrics {
             ),
             (&self.wasted_rows, counters.wasted_rows),
             (&self.engines_ready, stats.engines_ready),
+            (&self.preemptions, counters.preemptions),
+            (&self.prefix_cached_tokens, counters.cached_tokens),
+            (&self.overdue, counters.overdue),
         ];
-        for (counter, value) in totals {
+        let waits = self.waits.iter().zip(counters.waits);
+        let refusals = self.refusals.iter().zip(counters.refusals);
+        for (counter, value) in totals.into_iter().chain(waits).chain(refusals) {
             counter.absolute(value);
         }
         let Samples { steps, batch_sizes } = shared.take_samples();
@@ -272,114 +289,6 @@ fn builder(
         .set_buckets_for_metric(full("tgi_batch_next_size"), &batch_sizes)
 }
 
-fn describe() {
-    let counters = [
-        ("tgi_request_count", "Requests received"),
-        ("tgi_request_success", "Requests answered to their end"),
-        ("tgi_request_failure", "Requests that failed, by cause"),
-        ("tgi_batch_inference_count", "Steps sent to the shards"),
-        (
-            "tgi_batch_inference_success",
-            "Steps answered by the shards",
-        ),
-        ("tgi_batch_inference_failure", "Steps lost with the shards"),
-        (
-            "tgi_batch_concat",
-            "Batches that joined running requests, by reason",
-        ),
-        ("penstock_steps_total", "Steps answered by the shards"),
-        (
-            "penstock_step_microseconds_total",
-            "Time of the steps on the device",
-        ),
-        (
-            "penstock_forward_microseconds_total",
-            "Of that, in the model's forward pass",
-        ),
-        (
-            "penstock_steps_overlapped_total",
-            "Steps that arrived before the one before them had ended",
-        ),
-    ];
-    for (name, help) in counters {
-        describe_counter!(name, help);
-    }
-    let gauges = [
-        ("tgi_queue_size", "Requests that wait for their first step"),
-        ("tgi_batch_current_size", "Requests that run"),
-        (
-            "tgi_batch_current_max_tokens",
-            "Tokens that the running requests may still reach",
-        ),
-        (
-            "tgi_batch_max_total_tokens",
-            "Tokens that the KV cache holds",
-        ),
-        ("penstock_kv_blocks_total", "KV-cache blocks"),
-        (
-            "penstock_kv_blocks_used",
-            "KV-cache blocks referenced by live requests",
-        ),
-        (
-            "penstock_kv_blocks_cached",
-            "KV-cache blocks kept for later prompts",
-        ),
-        ("penstock_running_requests", "Requests that run"),
-    ];
-    for (name, help) in gauges {
-        describe_gauge!(name, help);
-    }
-    let histograms = [
-        ("tgi_request_duration", "Seconds from arrival to end"),
-        (
-            "tgi_request_validation_duration",
-            "Seconds from arrival to the queue",
-        ),
-        ("tgi_request_queue_duration", "Seconds in the queue"),
-        (
-            "tgi_request_inference_duration",
-            "Seconds from the first step to the end",
-        ),
-        (
-            "tgi_request_mean_time_per_token_duration",
-            "Seconds of inference per generated token",
-        ),
-        (
-            "tgi_request_generated_tokens",
-            "Tokens generated per request",
-        ),
-        ("tgi_request_input_length", "Prompt tokens per request"),
-        (
-            "tgi_request_max_new_tokens",
-            "Most tokens that a request may generate",
-        ),
-        ("tgi_batch_next_size", "Requests admitted together"),
-        (
-            "tgi_batch_inference_duration",
-            "Seconds of a step, from sending its plan to handling its result",
-        ),
-        (
-            "tgi_batch_forward_duration",
-            "Seconds of a step in the model's forward pass",
-        ),
-        (
-            "tgi_batch_decode_duration",
-            "Seconds of handling a step's result",
-        ),
-        (
-            "penstock_time_to_first_token_duration",
-            "Seconds from submission to the first token",
-        ),
-        (
-            "penstock_inter_token_duration",
-            "Seconds between two tokens of a request",
-        ),
-    ];
-    for (name, help) in histograms {
-        describe_histogram!(name, help);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -408,11 +317,22 @@ mod tests {
             "penstock_inter_token_duration_count 0",
             "penstock_kv_blocks_used 0",
             "penstock_steps_overlapped_total 0",
+            "penstock_preemptions_total 0",
+            "penstock_prefix_cached_tokens_total 0",
+            "penstock_request_waits_total{reason=\"shared_prefix\"} 0",
+            "penstock_request_refusals_total{reason=\"predicted_wait\"} 0",
+            "penstock_requests_overdue_total 0",
         ] {
             assert!(
                 text.lines().any(|got| got == line),
                 "{line} is missing in\n{text}"
             );
+        }
+        // Nobody should have to read the source to know what a number is.
+        for family in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+            let name = family.split(' ').next().unwrap();
+            let help = format!("# HELP {name} ");
+            assert!(text.contains(&help), "no help for {name}");
         }
         metrics.failed(FailureLabel::Dropped);
         assert!(
@@ -420,6 +340,41 @@ mod tests {
                 .render(&stats)
                 .contains("tgi_request_failure{err=\"dropped\"} 1")
         );
+    }
+
+    #[test]
+    fn counters_of_reasons_keep_their_order() {
+        let metrics = Metrics::new(1000, 2000).unwrap();
+        let stats = SharedStats::default();
+        let mut driver = crate::driver::DriverStats::default();
+        driver.scheduler = crate::scheduler::Counters {
+            cached_tokens: 1,
+            preemptions: 2,
+            waits: [3, 4, 5, 6, 7, 8],
+            refusals: [9, 10, 11],
+            overdue: 12,
+            blocks_cached: 13,
+            ..driver.scheduler
+        };
+        stats.set(driver, &mut Samples::default());
+        let text = metrics.render(&stats);
+        for line in [
+            "penstock_prefix_cached_tokens_total 1",
+            "penstock_preemptions_total 2",
+            "penstock_request_waits_total{reason=\"turn\"} 3",
+            "penstock_request_waits_total{reason=\"step_full\"} 4",
+            "penstock_request_waits_total{reason=\"seats\"} 5",
+            "penstock_request_waits_total{reason=\"blocks\"} 6",
+            "penstock_request_waits_total{reason=\"shared_prefix\"} 7",
+            "penstock_request_waits_total{reason=\"long_prompts\"} 8",
+            "penstock_request_refusals_total{reason=\"queue_full\"} 9",
+            "penstock_request_refusals_total{reason=\"predicted_wait\"} 10",
+            "penstock_request_refusals_total{reason=\"queue_timeout\"} 11",
+            "penstock_requests_overdue_total 12",
+            "penstock_kv_blocks_cached 13",
+        ] {
+            assert!(text.lines().any(|got| got == line), "{line} is missing");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! and none knows seats, blocks or plans.
 
 mod body;
+mod course;
 mod fallback;
 mod generate;
 mod grpc;

@@ -43,11 +43,21 @@ pub(super) struct Parameters {
     pub(super) adapter_id: Option<IgnoredAny>,
 }
 
+/// What is told beside the text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Details {
+    None,
+    /// TGI's.
+    Plain,
+    /// With what the scheduler did.
+    WithScheduling,
+}
+
 /// Parameters as the engine side and the answer side need them.
 #[derive(Debug)]
 pub(super) struct Lowered {
     pub(super) draft: Draft,
-    pub(super) details: bool,
+    pub(super) details: Details,
     pub(super) return_full_text: Option<bool>,
 }
 
@@ -60,12 +70,12 @@ pub(super) fn lower(parameters: Option<Parameters>, streams: bool) -> Lowered {
             draft.do_sample = true;
             Lowered {
                 draft,
-                details: false,
+                details: Details::None,
                 return_full_text: None,
             }
         }
     };
-    if streams || lowered.details {
+    if streams || lowered.details != Details::None {
         lowered.draft.logprobs = Some(false);
     }
     lowered
@@ -118,7 +128,11 @@ impl Parameters {
         };
         Lowered {
             draft,
-            details: self.details.unwrap_or(false),
+            details: match (self.scheduling_details, self.details) {
+                (Some(true), _) => Details::WithScheduling,
+                (_, Some(true)) => Details::Plain,
+                _ => Details::None,
+            },
             return_full_text: self.return_full_text,
         }
     }
@@ -140,7 +154,7 @@ pub(super) async fn start(
 /// What the answer should hold.
 #[derive(Clone, Debug)]
 pub(super) struct Shape {
-    pub(super) details: bool,
+    pub(super) details: Details,
     /// Put before the generated text, if asked for.
     pub(super) prompt: Option<String>,
 }
@@ -178,8 +192,7 @@ pub(super) struct Item {
 pub(super) struct End {
     pub(super) generated_text: String,
     pub(super) finished: Finished,
-    /// They are asked for.
-    pub(super) details: bool,
+    pub(super) details: Details,
     pub(super) seed: Option<u64>,
     pub(super) input_length: u32,
 }

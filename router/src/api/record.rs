@@ -175,7 +175,7 @@ impl Drop for Record {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{Failure, Token};
+    use crate::event::{Failure, Refusal, Timings, Token, Usage};
 
     #[test]
     fn tokens_count_when_they_come_not_when_the_request_ends_well() {
@@ -191,5 +191,52 @@ mod tests {
         record.observe(&[token.clone(), token]);
         record.observe(&[Event::Failed(Failure::EngineLost)]);
         assert_eq!(record.generated_tokens, 2);
+    }
+
+    #[test]
+    fn a_failure_has_its_own_label() {
+        let metrics = Arc::new(Metrics::new(10, 20).unwrap());
+        let refused = Failure::Refused {
+            refusal: Refusal::QueueTimeout,
+            retry_after_s: 1,
+        };
+        for (failure, label) in [
+            (refused, FailureLabel::Overloaded),
+            (Failure::DeadlineExceeded, FailureLabel::Deadline),
+            (Failure::EngineLost, FailureLabel::Generation),
+            (Failure::TooLong, FailureLabel::Generation),
+        ] {
+            let mut record = Record::new(&metrics, "/generate");
+            record.observe(&[Event::Failed(failure)]);
+            assert_eq!(record.outcome(), Err(label));
+        }
+    }
+
+    #[test]
+    fn the_courses_of_several_prompts_are_one() {
+        let metrics = Arc::new(Metrics::new(10, 20).unwrap());
+        let mut record = Record::new(&metrics, "/v1/completions");
+        for (cached_tokens, waited, preemptions) in
+            [(3, None, 1), (4, Some(WaitReason::Seats), 0), (5, None, 2)]
+        {
+            let course = Course {
+                cached_tokens,
+                waited,
+                preemptions,
+            };
+            record.observe(&[Event::Finished(Finished {
+                reason: FinishReason::Length,
+                usage: Usage::default(),
+                course,
+                timings: Timings::default(),
+                tail: String::new(),
+            })]);
+        }
+        let together = Course {
+            cached_tokens: 12,
+            waited: Some(WaitReason::Seats),
+            preemptions: 3,
+        };
+        assert_eq!(record.course, together);
     }
 }

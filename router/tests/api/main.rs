@@ -6,6 +6,8 @@ mod bad_inputs;
 #[cfg(test)]
 mod connections;
 #[cfg(test)]
+mod course;
+#[cfg(test)]
 mod documents;
 #[cfg(test)]
 mod grpc;

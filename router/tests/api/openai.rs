@@ -24,7 +24,7 @@ async fn chat_answers() {
     let reply = world.post("/v1/chat/completions", chat(&json!({}))).await;
     insta::assert_snapshot!(reply.show(), @r#"
 200
-{"id":"ID","object":"chat.completion","created":0,"model":"org/tiny","system_fingerprint":"0.1.0-native","choices":[{"index":0,"message":{"role":"assistant","content":"djjh"},"logprobs":null,"finish_reason":"length"}],"usage":{"prompt_tokens":21,"completion_tokens":4,"total_tokens":25}}
+{"id":"ID","object":"chat.completion","created":0,"model":"org/tiny","system_fingerprint":"0.1.0-native","choices":[{"index":0,"message":{"role":"assistant","content":"djjh"},"logprobs":null,"finish_reason":"length"}],"usage":{"prompt_tokens":21,"completion_tokens":4,"total_tokens":25,"prompt_tokens_details":{"cached_tokens":0}}}
 "#);
     assert!(
         reply.json()["id"]
@@ -37,7 +37,7 @@ async fn chat_answers() {
     let reply = world.post("/v1/chat/completions", logprobs).await;
     insta::assert_snapshot!(reply.show(), @r#"
 200
-{"id":"ID","object":"chat.completion","created":0,"model":"org/tiny","system_fingerprint":"0.1.0-native","choices":[{"index":0,"message":{"role":"assistant","content":"d"},"logprobs":{"content":[{"token":"d","logprob":-0.45867515,"bytes":[100],"top_logprobs":[{"token":"d","logprob":-0.45867515,"bytes":[100]},{"token":"e","logprob":-1.4586751,"bytes":[101]}]}]},"finish_reason":"length"}],"usage":{"prompt_tokens":21,"completion_tokens":1,"total_tokens":22}}
+{"id":"ID","object":"chat.completion","created":0,"model":"org/tiny","system_fingerprint":"0.1.0-native","choices":[{"index":0,"message":{"role":"assistant","content":"d"},"logprobs":{"content":[{"token":"d","logprob":-0.45867515,"bytes":[100],"top_logprobs":[{"token":"d","logprob":-0.45867515,"bytes":[100]},{"token":"e","logprob":-1.4586751,"bytes":[101]}]}]},"finish_reason":"length"}],"usage":{"prompt_tokens":21,"completion_tokens":1,"total_tokens":22,"prompt_tokens_details":{"cached_tokens":0}}}
 "#);
 }
 
@@ -51,7 +51,7 @@ async fn chat_streams_and_ends_with_done() {
 200
 data: {"id":"ID","object":"chat.completion.chunk","created":0,"model":"org/tiny","system_fingerprint":"0.1.0-native","choices":[{"index":0,"delta":{"role":"assistant","content":"d"},"logprobs":null,"finish_reason":"length"}],"usage":null}
 
-data: {"id":"ID","object":"chat.completion.chunk","created":0,"model":"org/tiny","system_fingerprint":"0.1.0-native","choices":[],"usage":{"prompt_tokens":21,"completion_tokens":1,"total_tokens":22}}
+data: {"id":"ID","object":"chat.completion.chunk","created":0,"model":"org/tiny","system_fingerprint":"0.1.0-native","choices":[],"usage":{"prompt_tokens":21,"completion_tokens":1,"total_tokens":22,"prompt_tokens_details":{"cached_tokens":0}}}
 
 data: [DONE]
 "#);
@@ -155,7 +155,7 @@ async fn completions_answer() {
     let reply = world.post("/v1/completions", completion(&json!({}))).await;
     insta::assert_snapshot!(reply.show(), @r#"
 200
-{"id":"ID","object":"text_completion","created":0,"model":"org/tiny","system_fingerprint":"0.1.0-native","choices":[{"index":0,"text":".tvt","logprobs":null,"finish_reason":"length"}],"usage":{"prompt_tokens":10,"completion_tokens":4,"total_tokens":14}}
+{"id":"ID","object":"text_completion","created":0,"model":"org/tiny","system_fingerprint":"0.1.0-native","choices":[{"index":0,"text":".tvt","logprobs":null,"finish_reason":"length"}],"usage":{"prompt_tokens":10,"completion_tokens":4,"total_tokens":14,"prompt_tokens_details":{"cached_tokens":0}}}
 "#);
     let reply = world
         .post(
@@ -165,7 +165,7 @@ async fn completions_answer() {
         .await;
     insta::assert_snapshot!(reply.show(), @r#"
 200
-{"id":"ID","object":"text_completion","created":0,"model":"org/tiny","system_fingerprint":"0.1.0-native","choices":[{"index":0,"text":".t","logprobs":{"tokens":[".","t"],"token_logprobs":[-0.45867515,-0.45867515],"top_logprobs":[{".":-0.45867515},{"t":-0.45867515}],"text_offset":[0,1]},"finish_reason":"length"}],"usage":{"prompt_tokens":10,"completion_tokens":2,"total_tokens":12}}
+{"id":"ID","object":"text_completion","created":0,"model":"org/tiny","system_fingerprint":"0.1.0-native","choices":[{"index":0,"text":".t","logprobs":{"tokens":[".","t"],"token_logprobs":[-0.45867515,-0.45867515],"top_logprobs":[{".":-0.45867515},{"t":-0.45867515}],"text_offset":[0,1]},"finish_reason":"length"}],"usage":{"prompt_tokens":10,"completion_tokens":2,"total_tokens":12,"prompt_tokens_details":{"cached_tokens":0}}}
 "#);
 }
 

@@ -18,7 +18,6 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) struct Script {
     commands: mpsc::Receiver<Command>,
     deliveries: mpsc::Sender<Vec<Delivery>>,
-    pub(crate) stats: SharedStats,
     _status: watch::Sender<EngineStatus>,
 }
 
@@ -38,16 +37,14 @@ impl Script {
             max_top_logprobs: 5,
         };
         let (sender, status) = watch::channel(EngineStatus::Ready(Arc::new(facts)));
-        let stats = SharedStats::default();
         let handle = DriverHandle {
             commands,
             status,
-            stats: stats.clone(),
+            stats: SharedStats::default(),
         };
         let script = Self {
             commands: inbox,
             deliveries,
-            stats,
             _status: sender,
         };
         (Router::over(config, model, handle, outbox).unwrap(), script)

@@ -4,8 +4,8 @@ use serde::de::IgnoredAny;
 
 use crate::api::generate::Answer;
 use crate::api::health::Info;
-use crate::api::native::{self, End, Item, Lowered, Parameters, Shape};
-use crate::event::{FinishReason, Token};
+use crate::api::native::{self, Details, End, Item, Lowered, Parameters, Shape};
+use crate::event::{Course, FinishReason, Token};
 use crate::public_pb as pb;
 use crate::tokenize;
 use crate::validation::Draft;
@@ -103,7 +103,7 @@ pub(super) fn answer(answer: Answer, shape: &Shape, seed: Option<u64>) -> pb::Ge
     };
     pb::GenerateResponse {
         generated_text: shape.full_text(&text),
-        details: shape.details.then(|| pb::Details {
+        details: (shape.details != Details::None).then(|| pb::Details {
             finish_reason: reason(finished.reason).into(),
             generated_tokens: finished.usage.generated_tokens,
             seed,
@@ -114,14 +114,27 @@ pub(super) fn answer(answer: Answer, shape: &Shape, seed: Option<u64>) -> pb::Ge
                 Vec::new()
             },
             tokens: tokens.into_iter().map(pb::Token::from).collect(),
-            scheduling: None,
+            scheduling: scheduling(shape.details, finished.course),
         }),
     }
 }
 
+fn scheduling(details: Details, course: Course) -> Option<pb::Scheduling> {
+    let Course {
+        cached_tokens,
+        waited,
+        preemptions,
+    } = course;
+    (details == Details::WithScheduling).then(|| pb::Scheduling {
+        cached_tokens,
+        waited: waited.map(|reason| reason.name().to_owned()),
+        preemptions,
+    })
+}
+
 pub(super) fn stream_message(item: Item) -> pb::GenerateStreamResponse {
     let Item { index, token, end } = item;
-    let details = end.as_ref().filter(|end| end.details);
+    let details = end.as_ref().filter(|end| end.details != Details::None);
     pb::GenerateStreamResponse {
         index,
         top_tokens: top_tokens(&token),
@@ -138,7 +151,7 @@ impl From<&End> for pb::StreamDetails {
             generated_tokens: end.finished.usage.generated_tokens,
             seed: end.seed,
             input_length: end.input_length,
-            scheduling: None,
+            scheduling: scheduling(end.details, end.finished.course),
         }
     }
 }

@@ -11,10 +11,12 @@ use super::logprobs::ChatLogprobs;
 use super::messages::check_messages;
 use super::sampling::Sampling;
 use super::{
-    Envelope, OpenAiUsage, error_event, error_response, finish_reason, read, split, text_of,
+    Envelope, OpenAiUsage, Totals, WantedTotals, error_event, error_response, finish_reason, read,
+    split, text_of,
 };
 use crate::api::AppState;
 use crate::api::body::JsonBody;
+use crate::api::course::SchedulingDetails;
 use crate::api::generate::{Answer, Prompt, Running, Streams, admitted};
 use crate::api::headers::{compute_headers, timing_headers};
 use crate::api::record::Record;
@@ -48,7 +50,7 @@ struct ChatRequest {
 #[derive(Debug)]
 pub(super) struct Wanted {
     streams: bool,
-    usage: bool,
+    totals: WantedTotals,
     logprobs: bool,
 }
 
@@ -101,7 +103,7 @@ pub(super) fn lower(
     let chat: ChatRequest = body.parse()?;
     let wanted = Wanted {
         streams: sampling.streams(),
-        usage: sampling.includes_usage(),
+        totals: sampling.totals(),
         logprobs: chat.logprobs == Some(true),
     };
     let mut draft = sampling.lower(NAMES)?;
@@ -143,6 +145,8 @@ struct Completion {
     envelope: Envelope,
     choices: [Choice; 1],
     usage: OpenAiUsage,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scheduling: Option<SchedulingDetails>,
 }
 
 #[derive(Debug, Serialize)]
@@ -165,8 +169,8 @@ async fn whole(
         text,
         finished,
     } = running.collect(record).await?;
-    let mut usage = OpenAiUsage::default();
-    usage.add(finished.usage);
+    let mut totals = Totals::default();
+    totals.add(&finished);
     let vocabulary = &app.model.vocabulary;
     let completion = Completion {
         envelope: Envelope::new(app, "chatcmpl", "chat.completion"),
@@ -178,7 +182,8 @@ async fn whole(
                 .then(|| ChatLogprobs::new(&tokens, vocabulary)),
             finish_reason: finish_reason(finished.reason),
         }],
-        usage,
+        usage: totals.usage,
+        scheduling: wanted.totals.scheduling_of(&totals),
     };
     let mut response = json_response(StatusCode::OK, &completion);
     timing_headers(
@@ -195,8 +200,8 @@ fn stream(app: &AppState, running: Running, wanted: &Wanted, record: Record) -> 
         app: AppState::clone(app),
         envelope: Envelope::new(app, "chatcmpl", "chat.completion.chunk"),
         wants_logprobs: wanted.logprobs,
-        wants_usage: wanted.usage,
-        usage: OpenAiUsage::default(),
+        wanted: wanted.totals,
+        totals: Totals::default(),
         begun: false,
     };
     let num_characters = running.num_characters;
@@ -211,8 +216,8 @@ struct ChatStream {
     app: AppState,
     envelope: Envelope,
     wants_logprobs: bool,
-    wants_usage: bool,
-    usage: OpenAiUsage,
+    wanted: WantedTotals,
+    totals: Totals,
     begun: bool,
 }
 
@@ -222,6 +227,8 @@ struct Chunk<'a> {
     envelope: &'a Envelope,
     choices: Vec<ChunkChoice>,
     usage: Option<OpenAiUsage>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scheduling: Option<SchedulingDetails>,
 }
 
 #[derive(Debug, Serialize)]
@@ -263,6 +270,7 @@ impl ChatStream {
                 finish_reason: end.map(|end| finish_reason(end.reason)),
             }],
             usage: None,
+            scheduling: None,
         });
     }
 }
@@ -271,7 +279,7 @@ impl Encoder for ChatStream {
     fn events(&mut self, _index: usize, events: Vec<Event>, out: &mut Frames) {
         let (tokens, end) = split(events);
         if let Some(end) = &end {
-            self.usage.add(end.usage);
+            self.totals.add(end);
         }
         self.chunk(&tokens, end.as_ref(), out);
     }
@@ -281,11 +289,12 @@ impl Encoder for ChatStream {
     }
 
     fn end(&mut self, out: &mut Frames) {
-        if self.wants_usage {
+        if self.wanted.any() {
             out.json(&Chunk {
                 envelope: &self.envelope,
                 choices: Vec::new(),
-                usage: Some(self.usage),
+                usage: self.wanted.usage_of(&self.totals),
+                scheduling: self.wanted.scheduling_of(&self.totals),
             });
         }
         out.done();

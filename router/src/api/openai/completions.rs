@@ -8,9 +8,11 @@ use serde::{Deserialize, Serialize};
 use super::logprobs::CompletionLogprobs;
 use super::sampling::Sampling;
 use super::{
-    Envelope, OpenAiUsage, error_event, error_response, finish_reason, read, split, text_of,
+    Envelope, OpenAiUsage, Totals, WantedTotals, error_event, error_response, finish_reason, read,
+    split, text_of,
 };
 use crate::api::AppState;
+use crate::api::course::SchedulingDetails;
 use crate::api::generate::{Prompt, Running, Streams, admitted};
 use crate::api::headers::{compute_headers, timing_headers};
 use crate::api::record::Record;
@@ -65,7 +67,7 @@ impl Prompts {
 #[derive(Clone, Copy, Debug)]
 struct Wanted {
     streams: bool,
-    usage: bool,
+    totals: WantedTotals,
     logprobs: bool,
     top_logprobs: bool,
 }
@@ -100,7 +102,7 @@ async fn answer(
     let completion: CompletionRequest = body.parse()?;
     let wanted = Wanted {
         streams: sampling.streams(),
-        usage: sampling.includes_usage(),
+        totals: sampling.totals(),
         logprobs: completion.logprobs.is_some(),
         top_logprobs: completion.logprobs.is_some_and(|num| num > 0),
     };
@@ -155,6 +157,8 @@ struct Completion<'a> {
     envelope: &'a Envelope,
     choices: Vec<Choice>,
     usage: Option<OpenAiUsage>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scheduling: Option<SchedulingDetails>,
 }
 
 #[derive(Debug, Serialize)]
@@ -172,11 +176,11 @@ async fn whole(
     record: &mut Record,
 ) -> Result<Response, ApiError> {
     let num_characters = running.iter().map(|running| running.num_characters).sum();
-    let mut usage = OpenAiUsage::default();
+    let mut totals = Totals::default();
     let mut choices = Vec::with_capacity(running.len());
     for (index, running) in running.into_iter().enumerate() {
         let answer = running.collect(record).await?;
-        usage.add(answer.finished.usage);
+        totals.add(&answer.finished);
         choices.push(Choice {
             index,
             logprobs: logprobs(app, wanted, &answer.tokens, &mut 0),
@@ -187,7 +191,8 @@ async fn whole(
     let completion = Completion {
         envelope: &Envelope::new(app, "cmpl", "text_completion"),
         choices,
-        usage: Some(usage),
+        usage: Some(totals.usage),
+        scheduling: wanted.totals.scheduling_of(&totals),
     };
     let mut response = json_response(StatusCode::OK, &completion);
     timing_headers(
@@ -217,7 +222,7 @@ fn stream(app: &AppState, running: Vec<Running>, wanted: Wanted, record: Record)
         app: AppState::clone(app),
         envelope: Envelope::new(app, "cmpl", "text_completion"),
         wanted,
-        usage: OpenAiUsage::default(),
+        totals: Totals::default(),
         offsets: vec![0; running.len()],
     };
     let num_characters = running.iter().map(|running| running.num_characters).sum();
@@ -233,7 +238,7 @@ struct CompletionStream {
     app: AppState,
     envelope: Envelope,
     wanted: Wanted,
-    usage: OpenAiUsage,
+    totals: Totals,
     /// Length of each prompt's text so far, in characters.
     offsets: Vec<usize>,
 }
@@ -254,6 +259,7 @@ impl CompletionStream {
                 finish_reason: end.map(|end| finish_reason(end.reason)),
             }],
             usage: None,
+            scheduling: None,
         });
     }
 }
@@ -262,7 +268,7 @@ impl Encoder for CompletionStream {
     fn events(&mut self, index: usize, events: Vec<Event>, out: &mut Frames) {
         let (tokens, end) = split(events);
         if let Some(end) = &end {
-            self.usage.add(end.usage);
+            self.totals.add(end);
         }
         self.chunk(index, &tokens, end.as_ref(), out);
     }
@@ -272,11 +278,13 @@ impl Encoder for CompletionStream {
     }
 
     fn end(&mut self, out: &mut Frames) {
-        if self.wanted.usage {
+        let wanted = self.wanted.totals;
+        if wanted.any() {
             out.json(&Completion {
                 envelope: &self.envelope,
                 choices: Vec::new(),
-                usage: Some(self.usage),
+                usage: wanted.usage_of(&self.totals),
+                scheduling: wanted.scheduling_of(&self.totals),
             });
         }
         out.done();

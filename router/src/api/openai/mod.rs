@@ -17,12 +17,13 @@ use serde::Serialize;
 use self::sampling::Sampling;
 use super::App;
 use super::body::JsonBody;
+use super::course::SchedulingDetails;
 use super::record::Record;
 use super::respond::ErrorStyle;
 use super::sse::Frames;
 use super::tenant::tenant;
 use crate::error::{ApiError, ErrorKind};
-use crate::event::{Event, FinishReason, Finished, Token, Usage};
+use crate::event::{Course, Event, FinishReason, Finished, Token, Usage};
 
 /// What every object of one answer repeats.
 #[derive(Clone, Debug, Serialize)]
@@ -54,13 +55,55 @@ struct OpenAiUsage {
     prompt_tokens: u32,
     completion_tokens: u32,
     total_tokens: u32,
+    prompt_tokens_details: PromptTokensDetails,
 }
 
-impl OpenAiUsage {
-    fn add(&mut self, usage: Usage) {
-        self.prompt_tokens += usage.prompt_tokens;
-        self.completion_tokens += usage.generated_tokens;
-        self.total_tokens += usage.prompt_tokens + usage.generated_tokens;
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+struct PromptTokensDetails {
+    cached_tokens: u32,
+}
+
+/// What an answer's prompts took together.
+#[derive(Clone, Copy, Debug, Default)]
+struct Totals {
+    usage: OpenAiUsage,
+    course: Course,
+}
+
+impl Totals {
+    fn add(&mut self, finished: &Finished) {
+        let Usage {
+            prompt_tokens,
+            generated_tokens,
+        } = finished.usage;
+        self.usage.prompt_tokens += prompt_tokens;
+        self.usage.completion_tokens += generated_tokens;
+        self.usage.total_tokens += prompt_tokens + generated_tokens;
+        self.course.add(finished.course);
+        self.usage.prompt_tokens_details.cached_tokens = self.course.cached_tokens;
+    }
+}
+
+/// What the request wants of them.
+#[derive(Clone, Copy, Debug)]
+struct WantedTotals {
+    /// In a stream; a whole answer always has it.
+    usage: bool,
+    scheduling: bool,
+}
+
+impl WantedTotals {
+    /// A stream has a last chunk for them.
+    fn any(self) -> bool {
+        self.usage || self.scheduling
+    }
+
+    fn usage_of(self, totals: &Totals) -> Option<OpenAiUsage> {
+        self.usage.then_some(totals.usage)
+    }
+
+    fn scheduling_of(self, totals: &Totals) -> Option<SchedulingDetails> {
+        self.scheduling.then(|| totals.course.into())
     }
 }
 

@@ -4,6 +4,7 @@ use indexmap::IndexMap;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
+use super::WantedTotals;
 use crate::error::ApiError;
 use crate::validation::{Draft, FieldNames, ValidationError};
 
@@ -44,6 +45,7 @@ pub(super) struct Sampling {
     grammar: Option<IgnoredAny>,
     priority: Option<i64>,
     cache_salt: Option<String>,
+    scheduling_details: Option<bool>,
     /// Of the header.
     #[serde(skip)]
     pub(super) tenant: u64,
@@ -54,11 +56,13 @@ impl Sampling {
         self.stream == Some(true)
     }
 
-    /// With usage as the last chunk.
-    pub(super) fn includes_usage(&self) -> bool {
-        self.stream_options
-            .as_ref()
-            .is_some_and(|options| options.include_usage == Some(true))
+    /// What is wanted at the end of the answer.
+    pub(super) fn totals(&self) -> WantedTotals {
+        let options = self.stream_options.as_ref();
+        WantedTotals {
+            usage: options.is_some_and(|options| options.include_usage == Some(true)),
+            scheduling: self.scheduling_details == Some(true),
+        }
     }
 
     /// A draft without what only the dialect knows: length and log-probabilities.

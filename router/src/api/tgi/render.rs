@@ -2,13 +2,14 @@
 
 use serde::Serialize;
 
+use crate::api::course::SchedulingDetails;
 use crate::api::generate::Answer;
-use crate::api::native::{End, Item, Items, Shape};
+use crate::api::native::{self, End, Item, Items, Shape};
 use crate::api::record::reason_name;
 use crate::api::respond::ErrorStyle;
 use crate::api::sse::{Encoder, Frames};
 use crate::error::{ApiError, ErrorKind};
-use crate::event::{Event, Token};
+use crate::event::{Course, Event, Token};
 
 #[derive(Debug, Serialize)]
 struct NativeToken<'a> {
@@ -59,6 +60,12 @@ struct Details<'a> {
     tokens: Vec<NativeToken<'a>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     top_tokens: Vec<Vec<NativeToken<'a>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scheduling: Option<SchedulingDetails>,
+}
+
+fn scheduling(details: native::Details, course: Course) -> Option<SchedulingDetails> {
+    (details == native::Details::WithScheduling).then(|| course.into())
 }
 
 pub(super) fn body<'a>(answer: &'a Answer, shape: &Shape, seed: Option<u64>) -> Body<'a> {
@@ -71,10 +78,11 @@ pub(super) fn body<'a>(answer: &'a Answer, shape: &Shape, seed: Option<u64>) -> 
         prefill: [],
         tokens: answer.tokens.iter().map(NativeToken::from).collect(),
         top_tokens: top_tokens.unwrap_or_default(),
+        scheduling: scheduling(shape.details, answer.finished.course),
     };
     Body {
         generated_text: shape.full_text(&answer.text),
-        details: shape.details.then_some(details),
+        details: (shape.details != native::Details::None).then_some(details),
     }
 }
 
@@ -100,6 +108,8 @@ struct StreamDetails {
     generated_tokens: u32,
     seed: Option<u64>,
     input_length: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scheduling: Option<SchedulingDetails>,
 }
 
 impl From<&End> for StreamDetails {
@@ -109,6 +119,7 @@ impl From<&End> for StreamDetails {
             generated_tokens: end.finished.usage.generated_tokens,
             seed: end.seed,
             input_length: end.input_length,
+            scheduling: scheduling(end.details, end.finished.course),
         }
     }
 }
@@ -130,7 +141,9 @@ impl Encoder for NativeStream {
                 token: NativeToken::from(&token),
                 top_tokens: top_tokens(&token),
                 generated_text: end.map(|end| end.generated_text.as_str()),
-                details: end.filter(|end| end.details).map(StreamDetails::from),
+                details: end
+                    .filter(|end| end.details != native::Details::None)
+                    .map(StreamDetails::from),
             });
         }
     }

@@ -67,7 +67,7 @@ def test_no_client_writes_lines_of_its_own_and_none_is_quoted(launch, integer_fo
     assert all({"level", "message", "timestamp"} <= line.keys() for line in lines)
     [request] = [line for line in lines if line.get("route") == "/generate" and line.get("status") == 200]
     wanted = {"id", "prompt_tokens", "generated_tokens", "cached_tokens", "queue_ms", "first_token_ms", "total_ms"}
-    assert wanted | {"finish_reason"} <= request.keys()
+    assert wanted | {"preemptions", "finish_reason"} <= request.keys()
     assert request["prompt_tokens"] == len(HOSTILE.encode())
 
 

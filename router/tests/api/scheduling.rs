@@ -312,7 +312,9 @@ async fn a_slow_first_token_does_not_hold_up_the_headers() {
         .header("content-type", "application/json")
         .body(Body::from("{\"inputs\": \"a\"}"))
         .unwrap();
-    let response = world.routes.clone().oneshot(request).await.unwrap();
+    let headers = world.routes.clone().oneshot(request);
+    let in_time = tokio::time::timeout(Duration::from_secs(10), headers).await;
+    let response = in_time.expect("they come").unwrap();
     assert_eq!(response.status(), 200);
     let id = script.submitted().await.id;
     script.deliver(id, [started(), token(0), finished()]).await;

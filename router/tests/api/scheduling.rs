@@ -226,7 +226,10 @@ async fn one_prompt_of_several_turns_the_request_away() {
             script.deliver(second.id, [end]).await;
             first.id
         };
-        let (reply, first) = tokio::join!(world.post("/v1/completions", body), turn_away);
+        let both = async { tokio::join!(world.post("/v1/completions", body), turn_away) };
+        // The first prompt never ends by itself.
+        let in_time = tokio::time::timeout(Duration::from_secs(10), both).await;
+        let (reply, first) = in_time.expect("the second prompt's end is not waited for");
         insta::allow_duplicates! {
             insta::assert_snapshot!(reply.show(), @r#"
 429

@@ -233,7 +233,46 @@ pub struct LogConfig {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+    use crate::driver::DriverConfig;
+    use crate::scheduler::{self, Policy};
+
+    #[derive(Parser)]
+    struct Flags {
+        #[command(flatten)]
+        config: RouterConfig,
+    }
+
+    /// As the router gets it from the launcher.
+    fn parse(flags: &[&str]) -> RouterConfig {
+        let required = ["router", "--model-path", "m", "--shard-socket", "s"];
+        let flags = required.iter().chain(flags);
+        let json = serde_json::to_string(&Flags::parse_from(flags).config).unwrap();
+        serde_json::from_str(&json).unwrap()
+    }
+
+    #[test]
+    fn the_flags_of_scheduling_reach_the_scheduler() {
+        let policy = |flags: &[&str]| DriverConfig::from(&parse(flags)).policy;
+        assert_eq!(policy(&[]), Policy::default());
+        let given = policy(&[
+            "--max-queue-size=7",
+            "--target-itl-ms=20",
+            "--reserve=full",
+            "--prefix-caching=0",
+        ]);
+        let expected = Policy {
+            prefix_cache: false,
+            reserve: scheduler::Reserve::Full,
+            target_itl: Duration::from_millis(20),
+            max_queue: 7,
+        };
+        assert_eq!(given, expected);
+        let timeout = parse(&["--queue-timeout", "0.5"]).limits.queue_timeout;
+        assert_eq!(timeout, Some(Duration::from_millis(500)));
+    }
 
     #[test]
     fn seconds_are_positive_and_may_have_a_fraction() {

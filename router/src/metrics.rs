@@ -103,6 +103,7 @@ pub struct Metrics {
     pub wasted_rows: Counter,
     pub engines_ready: Counter,
     preemptions: Counter,
+    prefill_tokens: Counter,
     prefix_cached_tokens: Counter,
     waits: [Counter; WaitReason::ALL.len()],
     refusals: [Counter; Refusal::ALL.len()],
@@ -173,6 +174,7 @@ impl Metrics {
             wasted_rows: counter!("penstock_wasted_rows_total"),
             engines_ready: counter!("penstock_engines_ready_total"),
             preemptions: counter!("penstock_preemptions_total"),
+            prefill_tokens: counter!("penstock_prefill_tokens_total"),
             prefix_cached_tokens: counter!("penstock_prefix_cached_tokens_total"),
             waits: WaitReason::ALL
                 .map(|why| counter!("penstock_request_waits_total", "reason" => why.name())),
@@ -229,6 +231,7 @@ impl Metrics {
             (&self.wasted_rows, counters.wasted_rows),
             (&self.engines_ready, stats.engines_ready),
             (&self.preemptions, counters.preemptions),
+            (&self.prefill_tokens, counters.prompt_tokens),
             (&self.prefix_cached_tokens, counters.cached_tokens),
             (&self.overdue, counters.overdue),
         ];
@@ -318,6 +321,7 @@ mod tests {
             "penstock_kv_blocks_used 0",
             "penstock_steps_overlapped_total 0",
             "penstock_preemptions_total 0",
+            "penstock_prefill_tokens_total 0",
             "penstock_prefix_cached_tokens_total 0",
             "penstock_request_waits_total{reason=\"shared_prefix\"} 0",
             "penstock_request_refusals_total{reason=\"predicted_wait\"} 0",

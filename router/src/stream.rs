@@ -229,11 +229,8 @@ impl Shared {
                         at: Instant::now(),
                         queue,
                     });
-                    text.course = Course {
-                        cached_tokens,
-                        waited,
-                        preemptions: 0,
-                    };
+                    text.course.cached_tokens = cached_tokens;
+                    text.course.waited = waited;
                 }
                 Output::Preempted => text.course.preemptions += 1,
                 Output::Token(token) => {

@@ -380,7 +380,7 @@ proptest! {
             let mut scheduler = Scheduler::new(scheduler_limits, crate::scheduler::Policy::default(), Counters::default());
             let mut out = Vec::new();
             scheduler.submit(request, Duration::ZERO, &mut out);
-            let plan = scheduler.plan(Duration::ZERO).expect("an idle engine has room");
+            let plan = scheduler.plan(Duration::ZERO, &mut Vec::new()).expect("an idle engine has room");
             let mut shard = FakeShard::new(&fake.info, fake.model());
             let result = shard.execute(plan.id, &blob::encode(&plan));
             prop_assert!(result.is_ok(), "{:?}", result);

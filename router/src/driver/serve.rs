@@ -71,6 +71,9 @@ impl<E: Engine> Serving<'_, E> {
             let wake = self.send_plans().await?;
             self.outbox.try_flush();
             self.publish();
+            let deadline = self.scheduler.next_deadline();
+            let deadline = deadline.map(|time| self.origin + time);
+            let wake = [wake, deadline].into_iter().flatten().min();
             tokio::select! {
                 biased;
                 result = self.engine.results() => self.take_result(&result?)?,
@@ -83,7 +86,10 @@ impl<E: Engine> Serving<'_, E> {
                     }
                 }
                 () = self.outbox.flush() => (),
-                () = wait_until(wake) => (),
+                () = wait_until(wake) => {
+                    let now = self.origin.elapsed();
+                    self.scheduler.expire(now, &mut self.outbox.pending);
+                }
             }
         }
     }
@@ -95,7 +101,8 @@ impl<E: Engine> Serving<'_, E> {
             if let Some(due) = self.pacing.hold_until(begun) {
                 return Ok(Some(due));
             }
-            let Some(plan) = self.scheduler.plan(begun - self.origin) else {
+            let now = begun - self.origin;
+            let Some(plan) = self.scheduler.plan(now, &mut self.outbox.pending) else {
                 return Ok(None);
             };
             self.injected_work.run().await;

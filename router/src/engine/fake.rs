@@ -25,6 +25,10 @@ pub struct FakeConfig {
     pub num_kv_heads: u32,
     /// Step k ends at max(its arrival, the end of step k-1) plus this.
     pub step_time: Duration,
+    /// What a shard process of its own takes longer for each token that is fed.
+    pub fed_token_time: Duration,
+    /// Asked when a result goes out, as a shard process of its own only: stands in the place of every log-probability.
+    pub stamp: Option<fn() -> f32>,
 }
 
 impl Default for FakeConfig {
@@ -53,6 +57,8 @@ impl Default for FakeConfig {
             num_layers: 2,
             num_kv_heads: 2,
             step_time: Duration::ZERO,
+            fed_token_time: Duration::ZERO,
+            stamp: None,
         }
     }
 }

@@ -47,6 +47,10 @@ pub(super) fn describe() {
             "Times that a request was stopped to make room for others",
         ),
         (
+            "penstock_prefill_tokens_total",
+            "Tokens computed as input: of prompts, and of answers that were stopped",
+        ),
+        (
             "penstock_prefix_cached_tokens_total",
             "Prompt tokens that were found in the KV cache",
         ),

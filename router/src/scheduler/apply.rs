@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use super::step::{RowResult, RowStatus, Seat, StepResult};
 use super::{PlannedRow, Scheduler, failed};
-use crate::event::{Delivery, Failure, FinishReason, Output, SampledToken, Timings};
+use crate::event::{Delivery, Failure, FinishReason, Output, SampledToken};
+
+/// Generated tokens after which a tenant is charged for them.
+const CHARGE_EVERY: usize = 32;
 
 /// A result that cannot belong to the plan. The group must be given up.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -102,16 +105,21 @@ impl Scheduler {
         let plan = self.in_flight.pop_front().expect("the front was just seen");
         check_rows(result, &plan.rows)?;
         check_columns(result, &plan.rows, self.limits.vocab_size)?;
-        self.acknowledge(plan.plan_id);
+        if !plan.rows.is_empty() {
+            self.tempo
+                .stepped(result.step_us, plan.decode_rows, plan.prompt_tokens);
+        }
         let mut cursor = Cursor::default();
         for (index, (row, planned)) in result.rows.iter().zip(&plan.rows).enumerate() {
             let token = cursor.next(result, planned, row);
-            if self.running.holder(planned.seat).is_none() {
+            let Some(sequence) = self.running.holder(planned.seat) else {
                 self.counters.wasted_rows += 1;
+                self.note_departed(planned, row.status);
                 continue;
-            }
+            };
             match row.status {
                 RowStatus::Ok => {
+                    sequence.num_written = planned.position;
                     if let Some(token) = token {
                         self.take_token(planned.seat, token, now, out);
                     }
@@ -128,14 +136,22 @@ impl Scheduler {
                 }
             }
         }
+        self.acknowledged = plan.plan_id;
+        self.seats.acknowledge(plan.plan_id);
+        self.cache.acknowledge(plan.plan_id);
+        self.release_stopped();
         Ok(())
     }
 
-    fn acknowledge(&mut self, plan_id: u64) {
-        self.acknowledged = plan_id;
-        self.seats.acknowledge(plan_id);
-        for pool in &mut self.pools {
-            pool.acknowledge(plan_id);
+    /// A row of a request that has left: others may share what it wrote.
+    fn note_departed(&mut self, planned: &PlannedRow, status: RowStatus) {
+        if status == RowStatus::Ok {
+            self.cache.departed_wrote(planned.seat, planned.position);
+        } else {
+            let is_nan = status == RowStatus::Nan;
+            let fence = self.last_plan_id;
+            let gone = self.cache.departed_failed(planned.seat, is_nan, fence);
+            self.restart_readers(&gone);
         }
     }
 
@@ -151,51 +167,95 @@ impl Scheduler {
             .running
             .holder(seat)
             .expect("the caller saw that the request runs");
-        let id = sequence.request.id;
-        let is_first = sequence.num_sampled == 0;
+        let id = sequence.id();
+        let is_first = sequence.task.generated.is_empty();
         sequence.num_sampled += 1;
-        self.counters.generated_tokens += 1;
+        sequence.task.generated.push(token.id);
+        sequence.task.crashes = 0;
+        let task = &mut sequence.task;
         // The order is TGI's: an end token that is also the last allowed token counts as length.
-        let reason = if sequence.num_sampled == sequence.request.max_new_tokens {
+        let reason = if sequence.num_sampled >= task.request.max_new_tokens {
             Some(FinishReason::Length)
-        } else if sequence.request.stop_ids.contains(&token.id) {
+        } else if task.request.stop_ids.contains(&token.id) {
             Some(FinishReason::EndOfSequence)
         } else {
             None
         };
-        let timings = Timings {
-            queue: sequence.started.saturating_sub(sequence.submitted),
-            inference: now.saturating_sub(sequence.started),
-        };
+        let timings = task.timings(now);
         if is_first {
             out.push(Delivery {
                 request: id,
                 output: Output::Started {
                     queue: timings.queue,
-                    cached_tokens: 0,
-                    waited: None,
+                    cached_tokens: task.cached_tokens,
+                    waited: task.waited,
                 },
+            });
+        }
+        #[cfg(test)]
+        if super::bugs::is(super::bugs::Bug::DeliversTwice)
+            && task.preemptions > 0
+            && task.num_known() == sequence.feed_end as usize + 1
+        {
+            out.push(Delivery {
+                request: id,
+                output: Output::Token(token.clone()),
             });
         }
         out.push(Delivery {
             request: id,
             output: Output::Token(token),
         });
+        self.counters.generated_tokens += 1;
         if let Some(reason) = reason {
+            let max_new_tokens = task.request.max_new_tokens;
+            let length = sequence.num_sampled;
+            self.outputs.ended(max_new_tokens, length);
             self.end(seat.index);
             self.counters.finished += 1;
             out.push(Delivery {
                 request: id,
                 output: Output::Finished { reason, timings },
             });
+            return;
+        }
+        self.follow_up(seat.index);
+    }
+
+    /// Now that one more token is known.
+    fn follow_up(&mut self, seat: u32) {
+        let unit = self.cache.tokens_per_unit();
+        let sequence = self.running.at_mut(seat);
+        let task = &mut sequence.task;
+        let uncharged = task.generated.len() - task.charged;
+        if uncharged >= CHARGE_EVERY {
+            task.charged = task.generated.len();
+            self.queue
+                .generated(task.request.scheduling.tenant, uncharged);
+        }
+        if !sequence.stopped && sequence.task.num_known() / unit > sequence.hold.cached_units() {
+            self.publish(seat);
         }
     }
 
     fn fail(&mut self, seat: Seat, failure: Failure, out: &mut Vec<Delivery>) {
-        let id = self.running.at(seat.index).request.id;
+        let sequence = self.running.at(seat.index);
+        let id = sequence.id();
+        // Only rows that sample are looked at, so bad logits may come from anything that the request has written.
+        let num_good = match failure {
+            Failure::BadLogits => sequence.num_hit,
+            _ => sequence.num_written,
+        };
+        let gone = self
+            .cache
+            .void(&sequence.hold, num_good as usize, self.last_plan_id);
+        let sequence = self.running.at_mut(seat.index);
+        sequence.hold.lose_path(&gone);
+        (sequence.num_fed, sequence.num_written) = (num_good, num_good);
         self.end(seat.index);
         self.counters.failed += 1;
         out.push(failed(id, failure));
+        self.restart_readers(&gone);
     }
 }
 

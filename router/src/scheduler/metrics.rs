@@ -19,7 +19,7 @@ pub struct Counters {
     pub blocks_used: u64,
     /// Gauge: blocks kept for prompts to come.
     pub blocks_cached: u64,
-    /// Prompt tokens in plans.
+    /// Tokens fed by plans: of prompts, and of answers that were stopped.
     pub prompt_tokens: u64,
     /// Tokens received for running requests.
     pub generated_tokens: u64,

@@ -3,189 +3,201 @@
 
 use std::time::Duration;
 
-use super::limits::positions_written;
-use super::sequence::{Phase, Sequence, list_entries};
+use super::sequence::Phase;
 use super::step::{Append, Extent, Plan, Registration, Row, Rows};
 use super::{InFlight, PlannedRow, Scheduler};
-
-/// Most list entries (ids, biases) that the registrations of one plan hold together, unless it is a single one. A plan
-/// is one message, and an entry takes at most two words.
-const MAX_LIST_ENTRIES: usize = 4 << 20;
+use crate::event::Delivery;
 
 /// A plan in the making.
 #[derive(Default)]
-struct Draft {
-    registrations: Vec<Registration>,
+pub(super) struct Draft {
+    pub(super) registrations: Vec<Registration>,
     /// In the lists of the registrations.
-    list_entries: usize,
-    appends: Vec<Append>,
+    pub(super) list_entries: usize,
+    pub(super) appends: Vec<Append>,
     rows: Vec<Row>,
     feed_ids: Vec<u32>,
     planned: Vec<PlannedRow>,
+    /// Seats whose row feeds.
+    fed: Vec<u32>,
+    /// Requests that have a row, or may have one in the plans to come.
+    pub(super) num_active: u32,
+    /// Prompts of several plans that are being computed.
+    pub(super) num_long: usize,
+    /// Seats whose requests will have written more of their prompt.
+    pub(super) writers: Vec<u32>,
+    /// Per KV group: blocks that those who run are expected to take still.
+    pub(super) promised: Vec<usize>,
+    /// Per KV group: blocks that only those with a reservation may take.
+    pub(super) set_aside: Vec<usize>,
+}
+
+/// Prompt tokens of a plan.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Budget {
+    pub(super) all: u32,
+    /// Of these, what prompts that take several plans leave to the others, who are served first.
+    pub(super) short: u32,
 }
 
 impl Draft {
-    fn num_rows(&self) -> u32 {
+    pub(super) fn num_rows(&self) -> u32 {
         u32::try_from(self.rows.len()).expect("rows are bounded by the seats")
     }
 
-    fn num_fed(&self) -> u32 {
+    pub(super) fn num_fed(&self) -> u32 {
         u32::try_from(self.feed_ids.len()).expect("prompt tokens are bounded by the budget")
+    }
+
+    pub(super) fn append(&mut self, seat: u32, group: u32, index: u32, block: u32) {
+        self.appends.push(Append {
+            seat,
+            group,
+            index,
+            block,
+        });
     }
 }
 
 impl Scheduler {
-    /// The next plan, `None` if there is nothing to order or as many plans as allowed are in flight.
-    pub fn plan(&mut self, now: Duration) -> Option<Plan> {
+    /// The next plan, `None` if there is nothing to order or as many plans as allowed are in flight. Requests whose time
+    /// is over end before it is made.
+    pub fn plan(&mut self, now: Duration, out: &mut Vec<Delivery>) -> Option<Plan> {
+        self.expire(now, out);
         if !self.may_send() {
             return None;
         }
-        let mut draft = Draft::default();
+        self.make_room(out);
+        let mut draft = self.draft();
         self.plan_decode_rows(&mut draft);
-        let prompt_tokens = self.prompt_budget(draft.num_rows());
-        self.plan_running_prompts(&mut draft, prompt_tokens);
-        self.admit(&mut draft, prompt_tokens, now);
+        let budget = self.prompt_budget(&draft);
+        self.plan_running_prompts(&mut draft, budget.short, false);
+        self.admit(&mut draft, &budget, now);
+        self.plan_running_prompts(&mut draft, budget.all, true);
         // Seats come back only when the shard has been told that they are free.
         let unblocks_queue = !self.queue.is_empty() && self.seats.has_leaving();
-        if draft.rows.is_empty() && !unblocks_queue {
+        if draft.rows.is_empty() && draft.registrations.is_empty() && !unblocks_queue {
             return None;
         }
         Some(self.seal(draft))
     }
 
+    fn draft(&self) -> Draft {
+        let has_reservations = self.running.iter().any(|sequence| sequence.reserved);
+        let groups = 0..if has_reservations {
+            self.limits.groups.len()
+        } else {
+            0
+        };
+        Draft {
+            set_aside: groups.map(|group| self.set_aside(group)).collect(),
+            ..Draft::default()
+        }
+    }
+
     fn plan_decode_rows(&mut self, draft: &mut Draft) {
-        for position in 0..self.running.len() {
-            let seat = self.running.order()[position];
+        let mut order = self.running.order().to_vec();
+        if self.short_of_blocks {
+            // Whoever is to get on in any case takes blocks first.
+            order.sort_by_key(|&seat| {
+                let sequence = self.running.at(seat);
+                (!sequence.reserved, sequence.class, sequence.task.arrival)
+            });
+        }
+        for seat in order {
             if draft.num_rows() < self.limits.max_rows
                 && self.running.at(seat).phase() == Phase::Decode
+                && self.take_blocks(draft, seat, 1) > 0
             {
                 self.add_row(draft, seat, 0);
             }
         }
     }
 
-    /// Prompt tokens for this plan, beside `decode_rows` other tokens.
-    fn prompt_budget(&self, decode_rows: u32) -> u32 {
-        let most = self
+    /// Prompt tokens for this plan, beside the decode rows.
+    fn prompt_budget(&self, draft: &Draft) -> Budget {
+        let decode_rows = draft.num_rows();
+        let mut most = self
             .limits
             .max_prompt_tokens
             .min(self.limits.max_tokens() - decode_rows);
-        let mut wanted = 0u32;
-        for sequence in self.running.iter() {
-            if let Phase::Prefill { remaining } = sequence.phase() {
-                wanted = wanted.saturating_add(remaining).min(most);
+        if decode_rows > 0 {
+            let within = self.tempo.prompt_tokens_within(self.policy.target_itl);
+            if within < most {
+                most = round_to_size(&self.limits.mixed_sizes, decode_rows, within).min(most);
             }
+        }
+        let mut wanted = 0u32;
+        let mut has_long = false;
+        for seat in self.prefilling() {
+            let sequence = self.running.at(seat);
+            let remaining = sequence.feed_end - sequence.num_fed;
+            wanted = wanted.saturating_add(remaining).min(most);
+            has_long |= sequence.is_long;
         }
         for waiting in self.queue.iter() {
             if wanted == most {
                 break;
             }
-            let prompt_len = u32::try_from(waiting.request.prompt_ids.len()).unwrap_or(u32::MAX);
-            wanted = wanted.saturating_add(prompt_len).min(most);
+            let count = u32::try_from(waiting.num_known()).unwrap_or(u32::MAX);
+            wanted = wanted.saturating_add(count).min(most);
         }
-        fill_size(&self.limits.mixed_sizes, decode_rows, wanted)
+        let all = fill_size(&self.limits.mixed_sizes, decode_rows, wanted);
+        // The halves of an odd number go to either side in turn.
+        let half = (all + (self.last_plan_id % 2) as u32) / 2;
+        Budget {
+            all,
+            short: if has_long { half } else { all },
+        }
     }
 
-    fn plan_running_prompts(&mut self, draft: &mut Draft, prompt_tokens: u32) {
+    fn plan_running_prompts(&mut self, draft: &mut Draft, prompt_tokens: u32, long: bool) {
         for position in 0..self.running.len() {
             let seat = self.running.order()[position];
-            let Phase::Prefill { remaining } = self.running.at(seat).phase() else {
+            let sequence = self.running.at(seat);
+            let Phase::Prefill { remaining } = sequence.phase() else {
                 continue;
             };
-            let count = remaining.min(prompt_tokens - draft.num_fed());
+            if sequence.is_long != long || draft.fed.contains(&seat) {
+                continue;
+            }
+            let count = remaining.min(prompt_tokens.saturating_sub(draft.num_fed()));
             if count == 0 || draft.num_rows() == self.limits.max_rows {
                 return;
             }
-            self.add_row(draft, seat, count);
+            self.feed_row(draft, seat, count);
         }
     }
 
-    /// Takes waiting requests in order until one does not fit.
-    fn admit(&mut self, draft: &mut Draft, prompt_tokens: u32, now: Duration) {
-        let mut active = self
-            .running
-            .iter()
-            .filter(|sequence| sequence.phase() != Phase::Drained)
-            .count()
-            .max(draft.rows.len());
-        while draft.num_fed() < prompt_tokens && active < self.limits.max_rows as usize {
-            let Some(entries) = self.queue.front().map(|next| list_entries(&next.request)) else {
-                return;
-            };
-            let fits = draft.list_entries + entries <= MAX_LIST_ENTRIES;
-            if !fits && !draft.registrations.is_empty() {
-                return;
-            }
-            let Some(seat) = self.admit_front(now) else {
-                return;
-            };
-            active += 1;
-            draft.list_entries += entries;
-            let sequence = self.running.at(seat);
-            draft.registrations.push(sequence.registration());
-            let count = sequence.prompt_len().min(prompt_tokens - draft.num_fed());
+    /// Adds a row that feeds the next `count` known tokens, or as many of them as there are blocks for.
+    pub(super) fn feed_row(&mut self, draft: &mut Draft, seat: u32, count: u32) {
+        let count = self.take_blocks(draft, seat, count);
+        if count > 0 {
             self.add_row(draft, seat, count);
+            draft.fed.push(seat);
         }
     }
 
-    /// Gives the first waiting request a seat and its reservation, if it can have both.
-    fn admit_front(&mut self, now: Duration) -> Option<u32> {
-        let request = &self.queue.front()?.request;
-        let wants_lane = request.sampling.needs_penalty_lane();
-        let tokens = positions_written(request.max_len());
-        let occupancy = self.seats.take(wants_lane)?;
-        let Some(leases) = self.reserve_all(tokens) else {
-            self.seats.put_back(occupancy);
-            return None;
-        };
-        let waiting = self.queue.pop().expect("the front was just seen");
-        self.running_max_tokens += waiting.request.max_len() as u64;
-        self.running.insert(Sequence {
-            request: waiting.request,
-            occupancy,
-            leases,
-            num_fed: 0,
-            num_planned: 0,
-            num_sampled: 0,
-            last_plan: 0,
-            submitted: waiting.submitted,
-            started: now,
-        });
-        Some(occupancy.seat.index)
-    }
-
-    /// Adds a row that feeds the next `count` prompt tokens, or continues if `count` is 0.
+    /// Adds a row that feeds the next `count` known tokens, or continues if `count` is 0.
     fn add_row(&mut self, draft: &mut Draft, seat: u32, count: u32) {
         let plan_id = self.last_plan_id + 1;
         let sequence = self.running.at_mut(seat);
         let start = sequence.num_fed;
         sequence.num_fed += count.max(1);
         sequence.last_plan = plan_id;
-        let sample = sequence.num_fed >= sequence.prompt_len();
+        let sample = sequence.num_fed >= sequence.feed_end;
         sequence.num_planned += u32::from(sample);
         let feed = (count > 0).then_some(Extent { start, count });
         if let Some(Extent { start, count }) = feed {
-            let chunk = start as usize..(start + count) as usize;
-            draft
-                .feed_ids
-                .extend_from_slice(&sequence.request.prompt_ids[chunk]);
-        }
-        for ((pool, lease), group) in self.pools.iter_mut().zip(&mut sequence.leases).zip(0..) {
-            pool.grow(lease, sequence.num_fed as usize, |index, block| {
-                draft.appends.push(Append {
-                    seat,
-                    group,
-                    index,
-                    block,
-                });
-            });
+            let ids = sequence.task.ids(start as usize, (start + count) as usize);
+            draft.feed_ids.extend(ids);
         }
         draft.rows.push(Row { seat, sample, feed });
         draft.planned.push(PlannedRow {
             seat: sequence.occupancy.seat,
             position: sequence.num_fed,
             sample,
-            logprobs: sequence.request.logprobs,
+            logprobs: sequence.task.request.logprobs,
         });
     }
 
@@ -193,28 +205,33 @@ impl Scheduler {
     fn seal(&mut self, draft: Draft) -> Plan {
         let Draft {
             registrations,
-            list_entries: _,
             appends,
             rows,
             feed_ids,
             planned,
+            fed,
+            ..
         } = draft;
         self.last_plan_id += 1;
         let id = self.last_plan_id;
         let feeds = !feed_ids.is_empty();
-        self.counters.rows += rows.len() as u64;
-        let joins = !registrations.is_empty() && self.running.len() > registrations.len();
-        self.counters.joins += u64::from(joins);
-        self.counters.prompt_tokens += feed_ids.len() as u64;
-        if feeds {
-            self.counters.prefill_steps += 1;
-        } else if !rows.is_empty() {
-            self.counters.decode_steps += 1;
-        }
+        self.count(&registrations, &rows, &feed_ids);
+        let decode_rows = rows.len() - fed.len();
+        let total = u32::try_from(decode_rows + feed_ids.len()).unwrap_or(u32::MAX);
+        let decode_rows = u32::try_from(decode_rows).unwrap_or(u32::MAX);
         self.in_flight.push_back(InFlight {
             plan_id: id,
             rows: planned,
+            decode_rows,
+            prompt_tokens: match feeds {
+                true => padded(&self.limits.mixed_sizes, total) - decode_rows,
+                false => 0,
+            },
         });
+        // The plan is as good as sent: from the next one on, what it feeds is there to be shared.
+        for seat in fed {
+            self.publish(seat);
+        }
         Plan {
             id,
             frees: self.seats.send_frees(id),
@@ -222,6 +239,18 @@ impl Scheduler {
             appends,
             rows: self.abbreviate(rows, feeds),
             feed_ids,
+        }
+    }
+
+    fn count(&mut self, registrations: &[Registration], rows: &[Row], feed_ids: &[u32]) {
+        self.counters.rows += rows.len() as u64;
+        let joins = !registrations.is_empty() && self.running.len() > registrations.len();
+        self.counters.joins += u64::from(joins);
+        self.counters.prompt_tokens += feed_ids.len() as u64;
+        if !feed_ids.is_empty() {
+            self.counters.prefill_steps += 1;
+        } else if !rows.is_empty() {
+            self.counters.decode_steps += 1;
         }
     }
 
@@ -251,20 +280,33 @@ fn fill_size(sizes: &[u32], decode_rows: u32, wanted: u32) -> u32 {
     ) else {
         return wanted;
     };
-    if smaller <= decode_rows {
+    // One step more costs more than a little padding.
+    if smaller <= decode_rows || larger - total <= total / 8 {
         return wanted;
     }
     let rest = total - smaller + decode_rows;
-    let rest_padded = sizes
-        .iter()
-        .copied()
-        .find(|&size| size >= rest)
-        .unwrap_or(rest);
-    if smaller + rest_padded < larger {
+    if smaller + padded(sizes, rest) < larger {
         smaller - decode_rows
     } else {
         wanted
     }
+}
+
+/// The most prompt tokens beside the decode rows that are not padded to more than `wanted`; all that the smallest size
+/// holds if even that is more.
+fn round_to_size(sizes: &[u32], decode_rows: u32, wanted: u32) -> u32 {
+    let within = sizes.partition_point(|&size| size <= decode_rows + wanted);
+    let largest = sizes[..within].last().copied().unwrap_or(0);
+    if largest > decode_rows {
+        return largest - decode_rows;
+    }
+    padded(sizes, decode_rows + 1) - decode_rows
+}
+
+/// The size that holds this many tokens.
+fn padded(sizes: &[u32], tokens: u32) -> u32 {
+    let size = sizes.iter().copied().find(|&size| size >= tokens);
+    size.unwrap_or(tokens)
 }
 
 #[cfg(test)]

@@ -1,64 +1,309 @@
-//! Requests that wait for their first row, first come first served.
+//! Requests that wait for their first row, or for their next one after they were stopped. Strict classes whose members
+//! age; in a class those who have run before come first, then the tenant who has been served least (virtual token
+//! counters: Sheng et al., "Fairness in Serving Large Language Models", 2024); of a tenant the request that came first.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
-use crate::request::{Request, RequestId};
+use super::task::Task;
+use crate::request::{RequestId, Scheduling};
 
-/// A waiting request.
-#[derive(Debug)]
-pub(super) struct Waiting {
-    pub(super) request: Request,
-    pub(super) submitted: Duration,
+/// After this long a request counts as of the next higher class.
+const AGEING: Duration = Duration::from_secs(10);
+/// A generated token costs a tenant this many prompt tokens.
+const OUTPUT_WEIGHT: u64 = 2;
+/// Tenants without requests that are remembered beside those with requests.
+const MAX_IDLE_TENANTS: usize = 1024;
+
+/// Requests of one class.
+#[derive(Debug, Default)]
+struct Class {
+    /// Submission times by arrival: the first is the oldest.
+    arrivals: BTreeMap<u64, Duration>,
+    /// Stopped before, by arrival.
+    resumed: BTreeMap<u64, RequestId>,
+    /// By service received, then tenant.
+    tenants: BTreeSet<(u64, u64)>,
+    /// By tenant, then arrival.
+    new: BTreeMap<(u64, u64), RequestId>,
 }
 
-/// Waiting requests in order of arrival. Leaving costs O(log n) from any place: a client may go at any time.
+/// All that waits. Leaving costs O(log n) from any place: a client may go at any time.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    by_arrival: BTreeMap<u64, Waiting>,
-    arrivals: HashMap<RequestId, u64>,
+    classes: [Class; Scheduling::CLASSES as usize],
+    tasks: HashMap<RequestId, Task>,
+    num_resumed: usize,
     next_arrival: u64,
+    /// Service that each tenant has received, in weighted tokens.
+    service: HashMap<u64, u64>,
+    /// Service of the tenant served last, before it was charged. Who returns starts from here at least.
+    served: u64,
+    /// The most that a tenant has received.
+    most_served: u64,
 }
 
 impl Queue {
     pub(super) fn len(&self) -> usize {
-        self.by_arrival.len()
+        self.tasks.len()
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.by_arrival.is_empty()
+        self.tasks.is_empty()
     }
 
-    pub(super) fn push(&mut self, request: Request, submitted: Duration) {
-        let arrival = self.next_arrival;
+    /// Requests that have not run yet.
+    pub(super) fn num_new(&self) -> usize {
+        self.tasks.len() - self.num_resumed
+    }
+
+    pub(super) fn get(&self, id: RequestId) -> Option<&Task> {
+        self.tasks.get(&id)
+    }
+
+    pub(super) fn get_mut(&mut self, id: RequestId) -> Option<&mut Task> {
+        self.tasks.get_mut(&id)
+    }
+
+    /// A request that has just come.
+    pub(super) fn push(&mut self, mut task: Task) {
+        task.arrival = self.next_arrival;
         self.next_arrival += 1;
-        let before = self.arrivals.insert(request.id, arrival);
+        let Scheduling { class, tenant, .. } = task.request.scheduling;
+        if self.tasks.is_empty() {
+            // Nobody has had to wait for others' sake, so nobody owes anybody anything.
+            self.served = self.most_served;
+        }
+        self.lift(tenant);
+        let service = self.service.get(&tenant).copied().unwrap_or(0);
+        let members = &mut self.classes[index(class)];
+        members.arrivals.insert(task.arrival, task.submitted);
+        members.new.insert((tenant, task.arrival), task.request.id);
+        members.tenants.insert((service, tenant));
+        let before = self.tasks.insert(task.request.id, task);
         debug_assert!(before.is_none(), "request ids are never reused");
-        self.by_arrival
-            .insert(arrival, Waiting { request, submitted });
     }
 
-    pub(super) fn front(&self) -> Option<&Waiting> {
-        self.by_arrival
-            .first_key_value()
-            .map(|(_, waiting)| waiting)
+    /// A request that has run before; it keeps its place.
+    pub(super) fn push_resumed(&mut self, task: Task) {
+        let members = &mut self.classes[index(task.request.scheduling.class)];
+        members.arrivals.insert(task.arrival, task.submitted);
+        members.resumed.insert(task.arrival, task.request.id);
+        self.num_resumed += 1;
+        self.tasks.insert(task.request.id, task);
     }
 
-    pub(super) fn pop(&mut self) -> Option<Waiting> {
-        let (_, waiting) = self.by_arrival.pop_first()?;
-        self.arrivals.remove(&waiting.request.id);
-        Some(waiting)
+    /// `None` if the request does not wait.
+    pub(super) fn remove(&mut self, id: RequestId) -> Option<Task> {
+        let task = self.tasks.remove(&id)?;
+        let Scheduling { class, tenant, .. } = task.request.scheduling;
+        let members = &mut self.classes[index(class)];
+        members.arrivals.remove(&task.arrival);
+        if members.resumed.remove(&task.arrival).is_some() {
+            self.num_resumed -= 1;
+            return Some(task);
+        }
+        members.new.remove(&(tenant, task.arrival));
+        let service = self.service.get(&tenant).copied().unwrap_or(0);
+        if members.of(tenant).next().is_none() {
+            members.tenants.remove(&(service, tenant));
+        }
+        Some(task)
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Waiting> {
-        self.by_arrival.values()
+    /// The request to admit next, of those not in `tried`.
+    pub(super) fn next(&self, now: Duration, tried: &[RequestId]) -> Option<RequestId> {
+        let mut classes: Vec<(u64, u64, &Class)> = (1..)
+            .zip(&self.classes)
+            .filter_map(|(class, members)| {
+                let (&arrival, &submitted) = members.arrivals.first_key_value()?;
+                let age = now.saturating_sub(submitted).as_secs() / AGEING.as_secs();
+                Some((u64::saturating_sub(class, age).max(1), arrival, members))
+            })
+            .collect();
+        classes.sort_unstable_by_key(|&(class, arrival, _)| (class, arrival));
+        let in_order = classes.iter().flat_map(|(.., members)| members.in_order());
+        in_order.copied().find(|id| !tried.contains(id))
     }
 
-    /// True if the request was waiting.
-    pub(super) fn remove(&mut self, id: RequestId) -> bool {
-        let Some(arrival) = self.arrivals.remove(&id) else {
-            return false;
-        };
-        self.by_arrival.remove(&arrival).is_some()
+    /// Requests that go before a new one of this class, as far as classes tell.
+    pub(super) fn num_before(&self, class: u8) -> usize {
+        let classes = self.classes[..=index(class)].iter();
+        classes.map(|members| members.arrivals.len()).sum()
+    }
+
+    /// A request of this tenant was admitted; this is what it costs at once.
+    pub(super) fn admitted(&mut self, tenant: u64, prompt_tokens: usize) {
+        self.served = self
+            .served
+            .max(self.service.get(&tenant).copied().unwrap_or(0));
+        self.charge(tenant, prompt_tokens as u64);
+    }
+
+    /// A tenant's requests have generated this many tokens.
+    pub(super) fn generated(&mut self, tenant: u64, tokens: usize) {
+        self.charge(tenant, tokens as u64 * OUTPUT_WEIGHT);
+    }
+
+    fn charge(&mut self, tenant: u64, cost: u64) {
+        let service = self.service.entry(tenant).or_insert(self.served);
+        let before = *service;
+        *service += cost;
+        let after = *service;
+        self.most_served = self.most_served.max(after);
+        for members in &mut self.classes {
+            if members.tenants.remove(&(before, tenant)) {
+                members.tenants.insert((after, tenant));
+            }
+        }
+    }
+
+    /// A tenant who was away gets no credit for it.
+    fn lift(&mut self, tenant: u64) {
+        if self.service.len() > MAX_IDLE_TENANTS + self.tasks.len() {
+            let (served, classes) = (self.served, &self.classes);
+            let waits = |tenant: u64| {
+                classes
+                    .iter()
+                    .any(|class| class.of(tenant).next().is_some())
+            };
+            self.service
+                .retain(|&tenant, service| *service > served || waits(tenant));
+        }
+        let waits = self
+            .classes
+            .iter()
+            .any(|class| class.of(tenant).next().is_some());
+        let served = self.served;
+        let service = self.service.entry(tenant).or_insert(served);
+        if !waits {
+            *service = served.max(*service);
+        }
+    }
+
+    /// In no particular order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Task> {
+        self.tasks.values()
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Task> {
+        self.tasks.values_mut()
+    }
+
+    /// Everything, in order of arrival.
+    pub(super) fn drain(&mut self) -> Vec<Task> {
+        self.classes = Default::default();
+        self.num_resumed = 0;
+        let mut all: Vec<Task> = self.tasks.drain().map(|(_, task)| task).collect();
+        all.sort_unstable_by_key(|task| task.arrival);
+        all
+    }
+}
+
+impl Class {
+    fn in_order(&self) -> impl Iterator<Item = &RequestId> {
+        let tenants = self.tenants.iter();
+        let new = tenants.flat_map(|&(_, tenant)| self.of(tenant));
+        self.resumed.values().chain(new)
+    }
+
+    fn of(&self, tenant: u64) -> impl Iterator<Item = &RequestId> {
+        self.new
+            .range((tenant, 0)..=(tenant, u64::MAX))
+            .map(|(_, id)| id)
+    }
+}
+
+fn index(class: u8) -> usize {
+    usize::from(class.clamp(1, Scheduling::CLASSES)) - 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scheduler::tests::request;
+
+    fn task(id: u64, class: u8, tenant: u64, submitted: u64) -> Task {
+        let mut request = request(id, 10, 5);
+        request.scheduling.class = class;
+        request.scheduling.tenant = tenant;
+        Task::new(request, Duration::from_secs(submitted), 0)
+    }
+
+    fn order(queue: &mut Queue, now: u64) -> Vec<u64> {
+        let mut order = Vec::new();
+        while let Some(id) = queue.next(Duration::from_secs(now), &[]) {
+            let tenant = queue.remove(id).unwrap().request.scheduling.tenant;
+            queue.admitted(tenant, 10);
+            order.push(id.0);
+        }
+        order
+    }
+
+    #[test]
+    fn classes_come_in_order_and_age() {
+        let mut queue = Queue::default();
+        queue.push(task(1, 3, 0, 0));
+        queue.push(task(2, 1, 0, 5));
+        queue.push(task(3, 2, 0, 5));
+        assert_eq!(order(&mut queue, 9), [2, 3, 1]);
+        // After 20 s the third class is level with the first, and its request is older.
+        queue.push(task(4, 3, 0, 10));
+        queue.push(task(5, 1, 0, 30));
+        assert_eq!(order(&mut queue, 30), [4, 5]);
+    }
+
+    #[test]
+    fn tenants_take_turns_however_much_one_of_them_asks() {
+        let mut queue = Queue::default();
+        for id in 0..6 {
+            queue.push(task(id, 3, 1, 0));
+        }
+        queue.push(task(6, 3, 2, 0));
+        queue.push(task(7, 3, 2, 0));
+        assert_eq!(order(&mut queue, 0), [0, 6, 1, 7, 2, 3, 4, 5]);
+        // Tenant 2 was away meanwhile and has no claim on what it did not use.
+        queue.push(task(8, 3, 1, 0));
+        queue.push(task(9, 3, 2, 0));
+        queue.push(task(10, 3, 2, 0));
+        queue.push(task(11, 3, 2, 0));
+        let order = order(&mut queue, 0);
+        assert!(order.iter().position(|&id| id == 8) < Some(3), "{order:?}");
+    }
+
+    #[test]
+    fn generated_tokens_count_twice() {
+        let mut queue = Queue::default();
+        queue.push(task(0, 3, 1, 0));
+        queue.push(task(1, 3, 2, 0));
+        queue.generated(1, 5);
+        queue.admitted(2, 9);
+        assert_eq!(order(&mut queue, 0), [1, 0]);
+    }
+
+    #[test]
+    fn those_who_were_stopped_come_first_in_their_class() {
+        let mut queue = Queue::default();
+        queue.push(task(0, 3, 1, 0));
+        let stopped = queue.remove(RequestId(0)).unwrap();
+        queue.push(task(1, 3, 2, 0));
+        queue.push(task(2, 1, 2, 0));
+        queue.push_resumed(stopped);
+        assert_eq!(queue.num_new(), 2);
+        assert_eq!(order(&mut queue, 0), [2, 0, 1]);
+    }
+
+    #[test]
+    fn tenants_that_have_gone_are_forgotten() {
+        let mut queue = Queue::default();
+        for id in 0..5000 {
+            queue.push(task(id, 3, id, 0));
+            order(&mut queue, 0);
+        }
+        assert!(
+            queue.service.len() <= MAX_IDLE_TENANTS + 2,
+            "{}",
+            queue.service.len()
+        );
     }
 }

@@ -71,6 +71,10 @@ impl Seats {
         self.leaving.push(occupancy);
     }
 
+    pub(super) fn has_free(&self) -> bool {
+        !self.free.is_empty()
+    }
+
     pub(super) fn has_leaving(&self) -> bool {
         !self.leaving.is_empty()
     }

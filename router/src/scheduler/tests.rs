@@ -1,67 +1,18 @@
 //! The scheduler against the strict fake shard, in a world so small that everything runs out all the time.
 
+mod machine;
+mod memory;
 mod protocol;
+mod speed;
 mod world;
 
-use proptest::collection::vec;
-use proptest::prelude::*;
 use prost::Message;
 
-use super::step::{RowStatus, Rows};
+use super::step::Rows;
 use super::{GroupLimits, Limits, Policy, Scheduler};
 use crate::engine::blob;
 use crate::engine::grpc::{MAX_MESSAGE_BYTES, step_request};
-use world::{Op, World, request};
-
-fn op() -> impl Strategy<Value = Op> {
-    let submit = (1u32..12, 1u32..8, any::<u8>()).prop_map(|(prompt_len, max_new, kind)| {
-        Op::Submit {
-            prompt_len,
-            max_new,
-            // One in eight of each: may stop early, has a NaN in its prompt, wants the penalty lane.
-            stops: kind % 8 == 0,
-            nan: kind % 8 == 1,
-            penalties: kind % 8 == 2,
-        }
-    });
-    let failure = prop_oneof![Just(RowStatus::OutOfMemory), Just(RowStatus::BadInput)];
-    prop_oneof![
-        4 => submit,
-        6 => Just(Op::Plan),
-        6 => Just(Op::Ack),
-        1 => (any::<usize>(), failure).prop_map(|(row, status)| Op::AckWithFailure { row, status }),
-        1 => any::<usize>().prop_map(Op::Cancel),
-        1 => any::<usize>().prop_map(Op::Finish),
-    ]
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 1500, ..ProptestConfig::default() })]
-
-    #[test]
-    fn every_history_keeps_the_rules(depth in 1u32..=3, ops in vec(op(), 0..120)) {
-        let mut world = World::new(depth);
-        for op in ops {
-            world.apply(op);
-            world.check_inventory();
-        }
-        world.drain();
-        world.check_end();
-    }
-
-    #[test]
-    fn equal_histories_give_equal_plans(depth in 1u32..=3, ops in vec(op(), 0..60)) {
-        let run = || {
-            let mut world = World::new(depth);
-            for op in ops.clone() {
-                world.apply(op);
-            }
-            world.drain();
-            world.blobs
-        };
-        prop_assert_eq!(run(), run());
-    }
-}
+pub(in crate::scheduler) use world::request;
 
 /// 64 decode rows with room for everything.
 fn roomy() -> Scheduler {
@@ -94,7 +45,7 @@ fn a_steady_decode_plan_holds_no_ids_and_few_bytes() {
     }
     let (mut steps, mut bytes) = (0, 0);
     for _ in 0..190 {
-        let plan = scheduler.plan(std::time::Duration::ZERO).unwrap();
+        let plan = scheduler.plan(std::time::Duration::ZERO, &mut out).unwrap();
         let size = step_request(plan.id, blob::encode(&plan)).encoded_len();
         scheduler.in_flight.clear();
         if !plan.registrations.is_empty() || !matches!(plan.rows, Rows::SameAsPrevious(_)) {
@@ -122,12 +73,15 @@ fn decode_rows_go_on_beside_a_long_prompt() {
     for id in 0..10 {
         scheduler.submit(request(id, 5, 100), std::time::Duration::ZERO, &mut out);
     }
-    scheduler.plan(std::time::Duration::ZERO).unwrap();
+    scheduler.plan(std::time::Duration::ZERO, &mut out).unwrap();
+    // 20 us a token: a whole plan's prompt tokens stay below the objective.
+    scheduler.tempo.stepped(5_000, 10, 0);
+    scheduler.tempo.stepped(15_000, 10, 502);
     scheduler.submit(request(10, 3000, 10), std::time::Duration::ZERO, &mut out);
     let mut chunks = Vec::new();
     while chunks.iter().sum::<usize>() < 3000 {
         scheduler.in_flight.clear();
-        let plan = scheduler.plan(std::time::Duration::ZERO).unwrap();
+        let plan = scheduler.plan(std::time::Duration::ZERO, &mut out).unwrap();
         assert_eq!(plan.rows.len(), 11, "ten streams and one chunk");
         chunks.push(plan.feed_ids.len());
     }
@@ -149,7 +103,7 @@ fn registrations_that_do_not_fit_one_message_come_in_several_plans() {
     let mut admitted = 0;
     while admitted < 20 {
         scheduler.in_flight.clear();
-        let plan = scheduler.plan(std::time::Duration::ZERO).unwrap();
+        let plan = scheduler.plan(std::time::Duration::ZERO, &mut out).unwrap();
         assert!(!plan.registrations.is_empty());
         admitted += plan.registrations.len();
         let size = step_request(plan.id, blob::encode(&plan)).encoded_len();

@@ -177,14 +177,15 @@ fn run_steps(
     arrivals: &blocking::Receiver<(Instant, pb::Plan)>,
     answers: &mpsc::Sender<Result<pb::StepResponse, Status>>,
 ) {
-    let step_time = shared.config.step_time;
+    let config = &shared.config;
     let mut shard = FakeShard::new(&shared.config.info, shared.config.model());
     let mut last_end: Option<Instant> = None;
     let mut next = None;
     while let Some((arrival, plan)) = next.take().or_else(|| arrivals.recv().ok()) {
+        let answer = execute(&mut shard, shared, &plan);
+        let step_time = config.step_time + config.fed_token_time * shard.num_fed();
         let end = last_end.map_or(arrival, |end| end.max(arrival)) + step_time;
         last_end = Some(end);
-        let answer = execute(&mut shard, shared, &plan);
         std::thread::sleep(end.saturating_duration_since(Instant::now()));
         next = arrivals.try_recv().ok();
         let waiting = next.as_ref().is_some_and(|(arrival, _)| *arrival <= end);
@@ -192,6 +193,10 @@ fn run_steps(
         let answer = answer.map(|mut result| {
             result.next_plan_waiting = waiting;
             (result.step_us, result.forward_us) = (micros(step_time), micros(step_time));
+            if let Some(stamp) = config.stamp {
+                let stamp = stamp().to_le_bytes();
+                result.logprobs = stamp.repeat(result.logprobs.len() / stamp.len()).into();
+            }
             pb::StepResponse {
                 body: Some(pb::step_response::Body::Result(result)),
             }

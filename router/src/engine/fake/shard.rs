@@ -14,8 +14,8 @@ use crate::scheduler::step::{
 struct Pool {
     tokens_per_block: usize,
     slots: Vec<Slot>,
-    /// The seat in whose table a block stands.
-    owners: Vec<Option<u32>>,
+    /// In how many seats' tables a block stands.
+    users: Vec<u32>,
 }
 
 impl Pool {
@@ -32,7 +32,6 @@ struct Occupant {
     /// Per KV group.
     tables: Vec<Vec<u32>>,
     num_fed: u32,
-    num_generated: u32,
     last_sampled: Option<u32>,
     dead: bool,
 }
@@ -60,6 +59,8 @@ pub struct FakeShard {
     /// Rows that a plan with `SAME_ROWS` refers to.
     repeatable: Option<Vec<Row>>,
     last_plan_id: u64,
+    /// Tokens that the last plan fed.
+    num_fed: u32,
 }
 
 impl FakeShard {
@@ -67,7 +68,7 @@ impl FakeShard {
         let pools = info.groups.iter().map(|group| Pool {
             tokens_per_block: group.tokens_per_block as usize,
             slots: vec![None; (group.tokens_per_block * group.num_blocks) as usize],
-            owners: vec![None; group.num_blocks as usize],
+            users: vec![0; group.num_blocks as usize],
         });
         Self {
             model,
@@ -82,7 +83,13 @@ impl FakeShard {
             max_top_logprobs: info.max_top_logprobs,
             repeatable: None,
             last_plan_id: 0,
+            num_fed: 0,
         }
+    }
+
+    /// Tokens that the last plan fed.
+    pub(super) fn num_fed(&self) -> u32 {
+        self.num_fed
     }
 
     /// Runs one plan. An error ends the stream.
@@ -108,6 +115,7 @@ impl FakeShard {
         for append in appends {
             self.append(append)?;
         }
+        self.num_fed = u32::try_from(feed_ids.len()).map_err(|error| error.to_string())?;
         let rows = self.resolve(rows)?;
         let num_tokens = feed_ids.len() + rows.iter().filter(|row| row.feed.is_none()).count();
         if rows.len() > self.max_rows || (!feed_ids.is_empty() && num_tokens > self.max_tokens) {
@@ -122,7 +130,7 @@ impl FakeShard {
             let fed = row.feed.map_or(0, |extent| extent.count as usize);
             let (own, rest) = ids.split_at(fed);
             ids = rest;
-            self.run_row(row, own, &mut result);
+            self.run_row(row, own, &mut result)?;
         }
         Ok(result)
     }
@@ -142,12 +150,11 @@ impl FakeShard {
         if let Some(lane) = occupant.registration.penalty_lane {
             self.lanes.remove(&lane);
         }
-        self.seats[seat.index as usize] = None;
-        for pool in &mut self.pools {
-            for owner in &mut pool.owners {
-                if *owner == Some(seat.index) {
-                    *owner = None;
-                }
+        let left = self.seats[seat.index as usize].take();
+        let tables = left.into_iter().flat_map(|occupant| occupant.tables);
+        for (pool, table) in self.pools.iter_mut().zip(tables) {
+            for block in table {
+                pool.users[block as usize] -= 1;
             }
         }
         Ok(())
@@ -177,7 +184,6 @@ impl FakeShard {
         *place = Some(Occupant {
             tables: vec![Vec::new(); self.pools.len()],
             num_fed: 0,
-            num_generated: registration.num_generated,
             last_sampled: None,
             dead: false,
             registration,
@@ -192,18 +198,15 @@ impl FakeShard {
             index,
             block,
         } = append;
-        let owner = self
+        let users = self
             .pools
             .get_mut(group as usize)
-            .and_then(|pool| pool.owners.get_mut(block as usize))
+            .and_then(|pool| pool.users.get_mut(block as usize))
             .ok_or_else(|| format!("group {group} has no block {block}"))?;
         if block == 0 {
             return Err("block 0 is scratch".to_owned());
         }
-        if let Some(other) = owner {
-            return Err(format!("block {block} stands in the table of seat {other}"));
-        }
-        *owner = Some(seat);
+        *users += 1;
         let table = &mut self.occupant(seat)?.tables[group as usize];
         if table.len() != index as usize {
             return Err(format!("append {index} to a table of {}", table.len()));
@@ -229,7 +232,7 @@ impl FakeShard {
         Ok(rows)
     }
 
-    fn run_row(&mut self, row: Row, ids: &[u32], result: &mut StepResult) {
+    fn run_row(&mut self, row: Row, ids: &[u32], result: &mut StepResult) -> Result<(), String> {
         let index = row.seat as usize;
         let Some(mut occupant) = self.seats.get_mut(index).and_then(Option::take) else {
             result.rows.push(RowResult {
@@ -241,9 +244,9 @@ impl FakeShard {
                 status: RowStatus::Dead,
                 num_tokens: 0,
             });
-            return;
+            return Ok(());
         };
-        let outcome = self.compute(&mut occupant, row, ids);
+        let outcome = self.compute(&mut occupant, row, ids)?;
         occupant.dead |= outcome.status != RowStatus::Ok;
         result.rows.push(RowResult {
             seat: occupant.registration.seat,
@@ -254,17 +257,25 @@ impl FakeShard {
         // Only the token of the row just before can be continued.
         occupant.last_sampled = outcome.sampled.map(|(token, _)| token);
         if let Some((token, next)) = outcome.sampled {
-            occupant.num_generated += 1;
             result.token_ids.push(token);
             self.add_logprobs(&occupant, token, next, result);
         }
         self.seats[index] = Some(occupant);
+        Ok(())
     }
 
-    fn compute(&mut self, occupant: &mut Occupant, row: Row, ids: &[u32]) -> Outcome {
-        let failed = |status| Outcome {
-            status,
-            sampled: None,
+    /// An error if the row would write a block that another seat reads, too.
+    fn compute(
+        &mut self,
+        occupant: &mut Occupant,
+        row: Row,
+        ids: &[u32],
+    ) -> Result<Outcome, String> {
+        let failed = |status| {
+            Ok(Outcome {
+                status,
+                sampled: None,
+            })
         };
         if occupant.dead {
             return failed(RowStatus::Dead);
@@ -279,6 +290,10 @@ impl FakeShard {
             (None, None) => return failed(RowStatus::BadInput),
         };
         let known = |&id: &u32| id < self.model.vocab_size();
+        if occupant.num_fed == 0 && self.is_boundary(start) {
+            // What lies before it came from the prefix cache.
+            occupant.num_fed = start;
+        }
         if start != occupant.num_fed || !inputs.iter().all(known) {
             return failed(RowStatus::BadInput);
         }
@@ -294,6 +309,12 @@ impl FakeShard {
         for (&id, position) in inputs.iter().zip(start..) {
             let slot = self.model.store(id, position);
             for (pool, table) in self.pools.iter_mut().zip(&occupant.tables) {
+                let block = table[position as usize / pool.tokens_per_block];
+                if pool.users[block as usize] > 1 {
+                    return Err(format!(
+                        "position {position} is written to shared block {block}"
+                    ));
+                }
                 *pool.slot(table, position as usize) = slot;
             }
         }
@@ -302,13 +323,20 @@ impl FakeShard {
             .map(|position| self.read(occupant, position))
             .collect();
         match self.model.next_token(slots.into_iter()) {
+            // As in a real shard: only rows that sample have logits to look at.
+            _ if !row.sample => failed(RowStatus::Ok),
             None => failed(RowStatus::Nan),
-            Some(_) if !row.sample => failed(RowStatus::Ok),
-            Some(next) => Outcome {
+            Some(next) => Ok(Outcome {
                 status: RowStatus::Ok,
                 sampled: Some((self.choose(occupant, next), next)),
-            },
+            }),
         }
+    }
+
+    /// Blocks of all groups begin here.
+    fn is_boundary(&self, position: u32) -> bool {
+        let mut pools = self.pools.iter();
+        pools.all(|pool| (position as usize).is_multiple_of(pool.tokens_per_block))
     }
 
     /// What all groups hold at a position; groups that differ have been written to by somebody else.
@@ -331,7 +359,8 @@ impl FakeShard {
             min_length_ids,
             ..
         } = &occupant.registration;
-        let too_short = occupant.num_generated < sampling.min_new_tokens;
+        let num_generated = occupant.num_fed - occupant.registration.prompt_len;
+        let too_short = num_generated < sampling.min_new_tokens;
         let banned =
             |id: u32| banned_ids.contains(&id) || (too_short && min_length_ids.contains(&id));
         let bias = |id: u32| {

@@ -18,7 +18,9 @@ fn started() -> (Scheduler, StepResult) {
         num_top: 2,
     });
     scheduler.submit(request, Duration::from_millis(10), &mut out);
-    let plan = scheduler.plan(Duration::from_millis(30)).unwrap();
+    let plan = scheduler
+        .plan(Duration::from_millis(30), &mut Vec::new())
+        .unwrap();
     let row = RowResult {
         seat: plan.registrations[0].seat,
         position: 3,
@@ -59,7 +61,9 @@ fn a_true_result_is_delivered_with_its_columns() {
     assert_eq!((token.id, token.logprob), (42, Some(-0.5)));
     assert_eq!(token.top, [(42, -0.5), (43, -1.5)]);
 
-    let plan = scheduler.plan(Duration::from_millis(50)).unwrap();
+    let plan = scheduler
+        .plan(Duration::from_millis(50), &mut Vec::new())
+        .unwrap();
     let mut last = result;
     last.plan_id = plan.id;
     last.rows[0].position = 4;
@@ -144,7 +148,7 @@ fn a_result_that_nobody_asked_for_is_an_error() {
 #[test]
 fn a_row_fails_alone_and_its_late_rows_are_dropped() {
     let (mut scheduler, result) = started();
-    let second = scheduler.plan(Duration::ZERO).unwrap();
+    let second = scheduler.plan(Duration::ZERO, &mut Vec::new()).unwrap();
     let mut out = Vec::new();
     scheduler
         .apply(&failed(&result, RowStatus::Nan), Duration::ZERO, &mut out)

@@ -1,36 +1,64 @@
 //! A tiny engine, a scheduler, and what a naive model of both remembers.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+mod checks;
+
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::memory::Memory;
 use crate::engine::fake::{FakeConfig, FakeShard, IntegerModel};
 use crate::engine::{EngineInfo, KvGroup, blob};
 use crate::event::{Delivery, Failure, FinishReason, Output};
 use crate::request::{Request, RequestId, SamplingParams, Scheduling};
-use crate::scheduler::step::{Plan, RowStatus, Rows, StepResult};
-use crate::scheduler::{Counters, GroupLimits, Limits, Policy, Scheduler};
+use crate::scheduler::outputs::Outputs;
+use crate::scheduler::sequence::Sequence;
+use crate::scheduler::step::{Plan, Row, RowStatus, Rows, Seat, StepResult};
+use crate::scheduler::{Counters, GroupLimits, Limits, Policy, Reserve, Scheduler};
 
-const VOCAB: u32 = 23;
+pub(super) const VOCAB: u32 = 23;
 const NUM_SEATS: u32 = 5;
 const NUM_LANES: u32 = 1;
 const MAX_ROWS: u32 = 4;
 const MAX_PROMPT_TOKENS: u32 = 7;
 const MIXED_SIZES: [u32; 3] = [2, 4, 8];
-/// Tokens per block and blocks of two KV groups.
-const GROUPS: [(u32, u32); 2] = [(2, 14), (3, 11)];
+/// Steps after which something must have got on, whenever there is work.
+const MAX_QUIET: u32 = 16;
+
+/// How a world is made.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Setup {
+    pub(super) depth: u32,
+    /// Tokens per block and blocks of two KV groups, or of one.
+    pub(super) two_groups: bool,
+    pub(super) reserve: Reserve,
+    pub(super) prefix_cache: bool,
+}
+
+/// A request to be.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked {
+    /// Prompts of one family have the same tokens up to `shared`.
+    pub(super) family: u32,
+    pub(super) shared: u32,
+    pub(super) prompt_len: u32,
+    pub(super) max_new: u32,
+    pub(super) stops: bool,
+    pub(super) nan: bool,
+    pub(super) penalties: bool,
+    pub(super) class: u8,
+    pub(super) tenant: u64,
+    pub(super) salt: u64,
+    /// Milliseconds; 0 is none.
+    pub(super) queue_timeout: u64,
+    pub(super) total_timeout: u64,
+}
 
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Op {
-    Submit {
-        prompt_len: u32,
-        max_new: u32,
-        stops: bool,
-        nan: bool,
-        penalties: bool,
-    },
+    Submit(Asked),
     Plan,
     Ack,
     /// The result says that this row (modulo the rows) failed.
@@ -40,6 +68,12 @@ pub(super) enum Op {
     },
     Cancel(usize),
     Finish(usize),
+    /// A running request is stopped as if there were too few blocks.
+    Preempt(usize),
+    /// Milliseconds pass.
+    Wait(u64),
+    /// The engine is lost with all plans in flight, and another one is opened.
+    Crash,
 }
 
 /// A greedy request with a prompt of its own.
@@ -62,8 +96,10 @@ pub(in crate::scheduler) fn request(id: u64, prompt_len: u32, max_new_tokens: u3
 #[derive(Debug)]
 struct Known {
     request: Request,
+    /// Prompt and the whole answer, as one computes it alone.
+    oracle: Vec<u32>,
     has_started: bool,
-    ids: Vec<u32>,
+    num_tokens: usize,
     /// Nothing may be delivered, and no plan may name it.
     gone: bool,
     end: Option<Result<FinishReason, Failure>>,
@@ -72,72 +108,119 @@ struct Known {
 pub(super) struct World {
     pub(super) scheduler: Scheduler,
     pub(super) blobs: Vec<Bytes>,
+    /// What every engine was told and should answer, as JSON lines: see `record_histories`.
+    pub(super) record: String,
+    setup: Setup,
     shard: FakeShard,
     model: IntegerModel,
-    depth: u32,
     results: VecDeque<StepResult>,
     requests: BTreeMap<RequestId, Known>,
-    acknowledged: u64,
-    /// Per seat: its blocks as the plans said, by group.
-    tables: HashMap<u32, Vec<(u32, u32)>>,
-    /// The last plan that could write a block, by group and block.
-    last_written: HashMap<(u32, u32), u64>,
-    /// The last plan that names a seat.
-    last_named: HashMap<u32, u64>,
+    memory: Memory,
+    /// Rows of the last plan.
+    rows: Vec<Row>,
     /// Ends that the scheduler could not foresee.
     surprises: u64,
+    crashes: u64,
+    progress: u64,
+    quiet: u32,
     now: Duration,
 }
 
+fn groups(setup: Setup) -> &'static [(u32, u32)] {
+    match setup.two_groups {
+        true => &[(2, 14), (4, 7)],
+        false => &[(2, 12)],
+    }
+}
+
+fn limits(setup: Setup) -> Limits {
+    let groups = groups(setup).iter();
+    let groups = groups.map(|&(tokens_per_block, num_blocks)| GroupLimits {
+        tokens_per_block,
+        num_blocks,
+    });
+    let limits = Limits {
+        vocab_size: VOCAB,
+        groups: groups.collect(),
+        num_seats: NUM_SEATS,
+        num_lanes: NUM_LANES,
+        max_rows: MAX_ROWS,
+        max_prompt_tokens: MAX_PROMPT_TOKENS,
+        mixed_sizes: MIXED_SIZES.to_vec(),
+        depth: setup.depth,
+    };
+    Limits::new(limits).unwrap()
+}
+
+fn shard(setup: Setup, model: &IntegerModel) -> FakeShard {
+    let groups = groups(setup).iter();
+    let groups = groups.map(|&(tokens_per_block, num_blocks)| KvGroup {
+        tokens_per_block,
+        bytes_per_block: 1,
+        num_blocks: num_blocks + 1,
+    });
+    let info = EngineInfo {
+        vocab_size: VOCAB,
+        groups: groups.collect(),
+        num_seats: NUM_SEATS,
+        num_penalty_lanes: NUM_LANES,
+        decode_sizes: vec![MAX_ROWS],
+        mixed_sizes: MIXED_SIZES.to_vec(),
+        ..FakeConfig::default().info
+    };
+    FakeShard::new(&info, model.clone())
+}
+
+fn memory(setup: Setup) -> Memory {
+    Memory::new(groups(setup).iter().map(|&(size, _)| size).collect())
+}
+
+/// An engine is opened.
+fn engine_line(setup: Setup) -> String {
+    format!("{{\"depth\":{}}}\n", setup.depth)
+}
+
+/// A plan, and for each of its rows seat, generation and status, then the tokens of all.
+fn plan_line(blob: &Bytes, result: &StepResult) -> String {
+    let rows = result.rows.iter().map(|row| {
+        let Seat { index, generation } = row.seat;
+        (index, generation, row.status.name())
+    });
+    let line = serde_json::json!({
+        "id": result.plan_id,
+        "blob": blob.iter().map(|byte| format!("{byte:02x}")).collect::<String>(),
+        "rows": rows.collect::<Vec<_>>(),
+        "token_ids": result.token_ids,
+    });
+    format!("{line}\n")
+}
+
 impl World {
-    pub(super) fn new(depth: u32) -> Self {
-        let groups = GROUPS.map(|(tokens_per_block, num_blocks)| KvGroup {
-            tokens_per_block,
-            bytes_per_block: 1,
-            num_blocks: num_blocks + 1,
-        });
-        let info = EngineInfo {
-            vocab_size: VOCAB,
-            groups: groups.to_vec(),
-            num_seats: NUM_SEATS,
-            num_penalty_lanes: NUM_LANES,
-            decode_sizes: vec![MAX_ROWS],
-            mixed_sizes: MIXED_SIZES.to_vec(),
-            ..FakeConfig::default().info
-        };
+    pub(super) fn new(setup: Setup) -> Self {
         let model = IntegerModel::new(VOCAB, 2, 1);
-        let limits = Limits {
-            vocab_size: VOCAB,
-            groups: GROUPS
-                .map(|(tokens_per_block, num_blocks)| GroupLimits {
-                    tokens_per_block,
-                    num_blocks,
-                })
-                .to_vec(),
-            num_seats: NUM_SEATS,
-            num_lanes: NUM_LANES,
-            max_rows: MAX_ROWS,
-            max_prompt_tokens: MAX_PROMPT_TOKENS,
-            mixed_sizes: MIXED_SIZES.to_vec(),
-            depth,
+        let policy = Policy {
+            prefix_cache: setup.prefix_cache,
+            reserve: setup.reserve,
+            max_queue: 12,
+            ..Policy::default()
         };
+        let mut scheduler = Scheduler::new(limits(setup), policy, Counters::default());
+        scheduler.outputs = Outputs::reckless();
         Self {
-            scheduler: Scheduler::new(
-                Limits::new(limits).unwrap(),
-                Policy::default(),
-                Counters::default(),
-            ),
+            scheduler,
             blobs: Vec::new(),
-            shard: FakeShard::new(&info, model.clone()),
+            record: engine_line(setup),
+            setup,
+            shard: shard(setup, &model),
             model,
-            depth,
             results: VecDeque::new(),
             requests: BTreeMap::new(),
-            acknowledged: 0,
-            tables: HashMap::new(),
-            last_written: HashMap::new(),
-            last_named: HashMap::new(),
+            memory: memory(setup),
+            rows: Vec::new(),
             surprises: 0,
+            crashes: 0,
+            progress: 0,
+            quiet: 0,
             now: Duration::ZERO,
         }
     }
@@ -145,29 +228,7 @@ impl World {
     pub(super) fn apply(&mut self, op: Op) {
         self.now += Duration::from_millis(1);
         match op {
-            Op::Submit {
-                prompt_len,
-                max_new,
-                stops,
-                nan,
-                penalties,
-            } => {
-                let id = self.requests.len() as u64;
-                let mut request = request(id, prompt_len, max_new);
-                if stops {
-                    request.stop_ids = (0..VOCAB / 3).collect();
-                }
-                if nan {
-                    let mut ids = request.prompt_ids.to_vec();
-                    let middle = ids.len() / 2;
-                    ids[middle] = self.model.nan_token();
-                    request.prompt_ids = ids.into();
-                }
-                if penalties {
-                    request.sampling.repetition_penalty = 1.5;
-                }
-                self.submit(request);
-            }
+            Op::Submit(asked) => self.submit(asked),
             Op::Plan => {
                 self.plan();
             }
@@ -183,19 +244,57 @@ impl World {
                     self.scheduler.finish(id);
                 }
             }
+            Op::Preempt(pick) => self.preempt(pick),
+            Op::Wait(milliseconds) => {
+                self.now += Duration::from_millis(milliseconds);
+                let mut out = Vec::new();
+                self.scheduler.expire(self.now, &mut out);
+                self.deliver(out);
+            }
+            Op::Crash => self.crash(),
         }
     }
 
-    fn submit(&mut self, request: Request) {
-        let mut out = Vec::new();
+    fn submit(&mut self, asked: Asked) {
+        let id = self.requests.len() as u64;
+        let mut request = request(id, asked.prompt_len, asked.max_new);
+        let shared = asked.shared.min(asked.prompt_len) as usize;
+        let mut ids = request.prompt_ids.to_vec();
+        for (token, position) in ids[..shared].iter_mut().zip(0..) {
+            *token = (asked.family * 7 + position * 5) % (VOCAB - 1);
+        }
+        if asked.nan {
+            let middle = ids.len() / 2;
+            ids[middle] = self.model.nan_token();
+        }
+        request.prompt_ids = ids.into();
+        if asked.stops {
+            request.stop_ids = (0..VOCAB / 3).collect();
+        }
+        if asked.penalties {
+            request.sampling.repetition_penalty = 1.5;
+        }
+        let timeout = |ms: u64| (ms > 0).then(|| Duration::from_millis(ms));
+        request.scheduling = Scheduling {
+            class: asked.class,
+            tenant: asked.tenant,
+            cache_salt: asked.salt,
+            queue_timeout: timeout(asked.queue_timeout),
+            total_timeout: timeout(asked.total_timeout),
+        };
+        let mut oracle = request.prompt_ids.to_vec();
+        let answer = self.model.generate(&oracle, asked.max_new as usize);
+        oracle.extend(answer);
         let known = Known {
             request: request.clone(),
+            oracle,
             has_started: false,
-            ids: Vec::new(),
+            num_tokens: 0,
             gone: false,
             end: None,
         };
         self.requests.insert(request.id, known);
+        let mut out = Vec::new();
         self.scheduler.submit(request, self.now, &mut out);
         self.deliver(out);
     }
@@ -211,60 +310,87 @@ impl World {
         let id = *live.get(pick.checked_rem(live.len())?)?;
         self.requests.get_mut(&id)?.gone = true;
         self.surprises += 1;
+        self.progress += 1;
         Some(id)
+    }
+
+    fn preempt(&mut self, pick: usize) {
+        let running = self.scheduler.running.iter();
+        let can_stop = |sequence: &&Sequence| !sequence.reserved && !sequence.stopped;
+        let seats = running
+            .filter(can_stop)
+            .map(|sequence| sequence.occupancy.seat.index);
+        let seats: Vec<u32> = seats.collect();
+        let mut out = Vec::new();
+        if let Some(index) = pick.checked_rem(seats.len()) {
+            self.scheduler.stop(seats[index], &mut out);
+            self.progress += 1;
+        }
+        self.deliver(out);
+    }
+
+    fn crash(&mut self) {
+        self.results.clear();
+        self.shard = shard(self.setup, &self.model);
+        self.record += &engine_line(self.setup);
+        self.memory = memory(self.setup);
+        self.rows.clear();
+        self.crashes += 1;
+        self.progress += 1;
+        let mut out = Vec::new();
+        self.scheduler.replay(limits(self.setup), &mut out);
+        self.deliver(out);
     }
 
     /// True if there was a plan.
     fn plan(&mut self) -> bool {
         let in_flight = self.results.len();
-        let plan = self.scheduler.plan(self.now);
+        let mut out = Vec::new();
+        let plan = self.scheduler.plan(self.now, &mut out);
+        self.deliver(out);
         let Some(plan) = plan else {
             if in_flight == 0 {
                 assert!(!self.scheduler.has_work(), "work, and nothing under way");
             }
             return false;
         };
-        assert!(in_flight < self.depth as usize, "too many plans in flight");
-        self.check_plan(&plan);
+        assert!(
+            in_flight < self.setup.depth as usize,
+            "too many plans in flight"
+        );
+        if let Rows::Listed(rows) = &plan.rows {
+            self.rows.clone_from(rows);
+        }
+        let rows = self.rows.clone();
+        self.memory.edit(&plan, &rows);
         let blob = blob::encode(&plan);
         let result = self.shard.execute(plan.id, &blob);
-        self.results
-            .push_back(result.expect("the strict fake has no complaint"));
+        let result = result.expect("the strict fake has no complaint");
+        self.check_plan(&plan, &rows);
+        self.record += &plan_line(&blob, &result);
+        self.results.push_back(result);
         self.blobs.push(blob);
         true
     }
 
-    fn check_plan(&mut self, plan: &Plan) {
-        for seat in &plan.frees {
-            self.last_named.insert(seat.index, plan.id);
-            self.tables.remove(&seat.index);
-        }
-        for registration in &plan.registrations {
-            let seat = registration.seat.index;
-            let named = self.last_named.insert(seat, plan.id).unwrap_or(0);
-            assert!(named <= self.acknowledged, "seat {seat} before its fence");
-        }
-        for append in &plan.appends {
-            let block = (append.group, append.block);
-            let written = self.last_written.get(&block).copied().unwrap_or(0);
-            assert!(
-                written <= self.acknowledged,
-                "block {block:?} before its fence"
-            );
-            self.tables.entry(append.seat).or_default().push(block);
-        }
-        let running = self.scheduler.in_flight.back().unwrap();
-        let seats: Vec<u32> = running.rows.iter().map(|row| row.seat.index).collect();
-        if let Rows::Listed(rows) = &plan.rows {
-            assert!(rows.iter().map(|row| row.seat).eq(seats.iter().copied()));
-        }
-        for seat in &seats {
-            let id = self.scheduler.running.at(*seat).request.id;
-            assert!(!self.requests[&id].gone, "{id:?} is known to be gone");
-            self.last_named.insert(*seat, plan.id);
-            for block in &self.tables[seat] {
-                self.last_written.insert(*block, plan.id);
-            }
+    fn check_plan(&mut self, plan: &Plan, rows: &[Row]) {
+        let mut ids = plan.feed_ids.as_slice();
+        for row in rows {
+            let sequence = self.scheduler.running.at(row.seat);
+            let known = &self.requests[&sequence.id()];
+            assert!(!known.gone, "{:?} is known to be gone", sequence.id());
+            let count = row.feed.map_or(0, |feed| feed.count as usize);
+            let (fed, rest) = ids.split_at(count);
+            ids = rest;
+            let position = sequence.num_fed as usize;
+            let computed = match row.feed {
+                Some(_) => fed,
+                // After a NaN nothing is known of what goes on.
+                None if known.oracle.len() < position => continue,
+                None => &known.oracle[position - 1..position],
+            };
+            // Also for a row that fails, until its result says so: the plan is all that the scheduler goes by.
+            self.memory.run(plan.id, row, computed, &known.oracle);
         }
         assert!(plan.rows.len() <= MAX_ROWS as usize);
         assert!(plan.feed_ids.len() <= MAX_PROMPT_TOKENS as usize);
@@ -286,15 +412,31 @@ impl World {
             (row.status, row.num_tokens) = (status, 0);
             self.surprises += 1;
         }
+        for row in &result.rows {
+            match row.status {
+                RowStatus::Ok => (),
+                // Wherever it came from.
+                RowStatus::Nan => self.memory.void(row.seat, 0),
+                _ => self.memory.void(row.seat, result.plan_id),
+            }
+        }
         let mut out = Vec::new();
         let applied = self.scheduler.apply(&result, self.now, &mut out);
         applied.expect("the result is that of the plan");
-        self.acknowledged = result.plan_id;
+        self.memory.acknowledged = result.plan_id;
+        let before = self.progress;
         self.deliver(out);
+        self.quiet = if self.progress == before {
+            self.quiet + 1
+        } else {
+            0
+        };
+        assert!(self.quiet < MAX_QUIET, "no progress in {MAX_QUIET} steps");
     }
 
     fn deliver(&mut self, out: Vec<Delivery>) {
         for Delivery { request, output } in out {
+            self.progress += 1;
             let known = self.requests.get_mut(&request).unwrap();
             assert!(
                 !known.gone && known.end.is_none(),
@@ -307,11 +449,10 @@ impl World {
                 }
                 Output::Preempted => (),
                 Output::Token(token) => {
-                    assert!(
-                        known.has_started,
-                        "{request:?} has a token before it starts"
-                    );
-                    known.ids.push(token.id);
+                    assert!(known.has_started, "{request:?} has a token too early");
+                    let position = known.request.prompt_ids.len() + known.num_tokens;
+                    assert_eq!(Some(&token.id), known.oracle.get(position), "{request:?}");
+                    known.num_tokens += 1;
                 }
                 Output::Finished { reason, timings: _ } => known.end = Some(Ok(reason)),
                 Output::Failed(failure) => {
@@ -322,90 +463,16 @@ impl World {
             if known.end == Some(Ok(FinishReason::EndOfSequence)) {
                 self.surprises += 1;
             }
-            let count = known.request.max_new_tokens as usize;
-            let expected = self.model.generate(&known.request.prompt_ids, count);
-            assert!(expected.starts_with(&known.ids), "{:?}", known.ids);
         }
     }
 
-    /// Runs until nothing is left. Whenever something runs, some request gets on within a few steps.
+    /// Runs until nothing is left.
     pub(super) fn drain(&mut self) {
-        let progress = |world: &Self| {
-            let ids: usize = world.requests.values().map(|known| known.ids.len()).sum();
-            let ends = world.requests.values().filter(|known| known.end.is_some());
-            ids + ends.count()
-        };
-        let (mut last, mut quiet) = (progress(self), 0);
         while self.scheduler.has_work() || !self.results.is_empty() {
+            self.now += Duration::from_millis(1);
             while self.plan() {}
             self.ack(None);
             self.check_inventory();
-            let now = progress(self);
-            quiet = if now == last { quiet + 1 } else { 0 };
-            last = now;
-            assert!(quiet < 12, "no progress in 12 steps");
         }
-    }
-
-    /// Every block is in exactly one place, and so is every seat and lane.
-    pub(super) fn check_inventory(&self) {
-        for (group, pool) in self.scheduler.pools.iter().enumerate() {
-            let (mut blocks, fenced) = pool.idle_blocks();
-            for &(fence, block) in &fenced {
-                assert!(fence > self.acknowledged, "block {block} waits for nothing");
-                blocks.push(block);
-            }
-            let mut used = 0;
-            for sequence in self.scheduler.running.iter() {
-                let lease = sequence.leases[group].blocks();
-                used += lease.len();
-                blocks.extend(lease);
-            }
-            blocks.sort_unstable();
-            assert!(blocks.iter().copied().eq(1..=GROUPS[group].1), "{blocks:?}");
-            assert_eq!(pool.used(), used);
-        }
-        let running = self.scheduler.running.len();
-        assert_eq!(running + self.scheduler.seats.idle(), NUM_SEATS as usize);
-        let lanes = self.scheduler.running.iter();
-        let lanes = lanes.filter(|sequence| sequence.occupancy.lane.is_some());
-        assert_eq!(
-            lanes.count() + self.scheduler.seats.idle_lanes(),
-            NUM_LANES as usize
-        );
-    }
-
-    pub(super) fn check_end(mut self) {
-        for (id, known) in &self.requests {
-            if known.gone {
-                continue;
-            }
-            let count = known.request.max_new_tokens as usize;
-            let expected = self.model.generate(&known.request.prompt_ids, count);
-            let stop = expected
-                .iter()
-                .position(|id| known.request.stop_ids.contains(id));
-            match known.end.as_ref().expect("every request ends") {
-                Ok(FinishReason::Length) => {
-                    assert_eq!(known.ids, expected, "{id:?}");
-                    assert!(stop.is_none_or(|stop| stop + 1 == count));
-                }
-                Ok(FinishReason::EndOfSequence) => {
-                    assert_eq!(Some(known.ids.len()), stop.map(|stop| stop + 1), "{id:?}");
-                    assert!(known.ids.len() < count, "{id:?}: length comes first");
-                }
-                Ok(FinishReason::StopSequence) => panic!("the scheduler sees no text"),
-                Err(_) => (),
-            }
-        }
-        let counters = self.scheduler.counters();
-        assert_eq!(counters.blocks_used, 0);
-        assert_eq!((counters.running, counters.queued), (0, 0));
-        assert_eq!(counters.running_max_tokens, 0);
-        let ends = counters.finished + counters.failed + counters.cancelled;
-        assert_eq!(ends, self.requests.len() as u64);
-        // None on length, and none beyond the plans in flight when the end came.
-        let most = self.surprises * u64::from(self.depth);
-        assert!(counters.wasted_rows <= most, "{counters:?}");
     }
 }

@@ -47,11 +47,14 @@ bench: build
 	$(PY) benchmarks/startup.py
 	$(PY) benchmarks/overlap.py
 	$(PY) benchmarks/serving.py
+	$(PY) benchmarks/long_prompt.py
 
 bench-router: build
-	cargo bench --package penstock-router
+	$(PY) benchmarks/router.py
+	$(PY) benchmarks/scheduler.py
 
 nightly: build .venv-clients/stamp
+	PENSTOCK_TRANSITIONS=1000000 cargo test --release --quiet --workspace --lib every_history_keeps_the_rules -- --nocapture
 	$(PY) -m pytest -q -m "slow and not gpu"
 
 # 16 GB of random weights, where they are read fastest.

@@ -29,6 +29,15 @@ def demo() -> Path:
     return folder
 
 
+def long_demo() -> Path:
+    """The same with room for long answers, for a router whose shard is a fake: the weights know no such positions."""
+    folder = CACHE / "demo-long"
+    shutil.copytree(demo(), folder, dirs_exist_ok=True)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": 16384}))
+    return folder
+
+
 def random_135m() -> Path:
     """576 hidden, 30 layers, 9/3 heads, ff 1536, vocabulary 49,152, tied, bf16 on disk; weights are random."""
     folder = CACHE / "135m"

@@ -32,7 +32,7 @@ def penstock(model: Path, *flags: str) -> Iterator[int]:
     port = free_port()
     launcher = os.environ.get("PENSTOCK_LAUNCHER", str(Path(sys.executable).parent / "launcher"))
     command = [launcher, "--model-id", str(model), "--port", str(port)]
-    with _running([*command, "--hostname", "127.0.0.1", *flags], port, {}):
+    with running([*command, "--hostname", "127.0.0.1", *flags], port):
         yield port
 
 
@@ -44,7 +44,7 @@ def transformers_serve(model: Path) -> Iterator[int]:
     command += ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
     command += ["--cb-num-blocks", str(PEER_KV_BLOCKS), "--cb-max-batch-tokens", str(PEER_BATCH_TOKENS)]
     threads = str(len(os.sched_getaffinity(0)))
-    with _running(command, port, {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": threads}):
+    with running(command, port, environment={"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": threads}):
         yield port
 
 
@@ -63,15 +63,23 @@ def _peer_python() -> Path:
 
 
 @contextlib.contextmanager
-def _running(command: list[str], port: int, environment: dict[str, str]) -> Iterator[None]:
+def running(
+    command: list[str], port: int, environment: dict[str, str] | None = None, cores: set[int] | None = None
+) -> Iterator[int]:
+    """Starts a server, on these cores if they are given, waits until it is healthy and stops it. Yields its pid."""
     log_path = Path(f"/tmp/penstock-bench-{port}.log")
     with log_path.open("w") as log:
         process = subprocess.Popen(
-            command, stdout=log, stderr=log, env=os.environ | environment, start_new_session=True
+            command,
+            stdout=log,
+            stderr=log,
+            env=os.environ | (environment or {}),
+            start_new_session=True,
+            preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,
         )
     try:
         _wait_until_healthy(process, port, log_path)
-        yield
+        yield process.pid
     finally:
         process.send_signal(signal.SIGTERM)
         try:

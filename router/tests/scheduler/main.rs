@@ -3,3 +3,4 @@
 mod driver;
 mod grpc;
 mod support;
+mod virtual_time;

@@ -277,9 +277,17 @@ impl KvCache {
             let Some((cursor, count, inserted)) = self.tree.advance(cursor, ids, &blocks) else {
                 return;
             };
-            if inserted == Inserted::WasThere {
-                let units = hold.cached_units..hold.cached_units + count;
-                hold.private_units.extend(units);
+            match inserted {
+                Inserted::New => (),
+                Inserted::Replaced(unused) => {
+                    for_each_block_mut(&mut self.pools, &unused, |pool, block| {
+                        pool.put_back([block].into_iter());
+                    });
+                }
+                Inserted::WasThere => {
+                    let units = hold.cached_units..hold.cached_units + count;
+                    hold.private_units.extend(units);
+                }
             }
             hold.cursor = Some(cursor);
             hold.cached_units += count;

@@ -56,10 +56,12 @@ pub(super) struct Match {
 }
 
 /// What became of a unit that a request wrote.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Inserted {
     /// Its blocks are the tree's now.
     New,
+    /// The same, in place of these, which nobody used.
+    Replaced(Vec<u32>),
     /// The tree has the same tokens in other blocks; the request keeps its own.
     WasThere,
 }
@@ -196,8 +198,16 @@ impl Radix {
                 return None;
             }
             let child = self.split(child, common);
+            let node = &mut self.nodes[child as usize];
+            // To pin blocks that nobody uses beside one's own would take them from others.
+            let inserted = if node.live + node.leaving == 0 {
+                let blocks = blocks[..common * self.blocks_per_unit].to_vec();
+                Inserted::Replaced(std::mem::replace(&mut node.blocks, blocks))
+            } else {
+                Inserted::WasThere
+            };
             self.gain_live(child);
-            return Some((child, common, Inserted::WasThere));
+            return Some((child, common, inserted));
         }
         self.num_units += count;
         let end = &mut self.nodes[node as usize];

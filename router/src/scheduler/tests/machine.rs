@@ -60,7 +60,7 @@ impl ReferenceStateMachine for Histories {
 }
 
 fn asked() -> impl Strategy<Value = Asked> {
-    let prompt_len = prop_oneof![3 => 1u32..10, 2 => 9u32..16];
+    let prompt_len = prop_oneof![3 => 1u32..10, 2 => 9u32..20];
     let lengths = (0u32..3, 0u32..12, prompt_len, 1u32..9);
     let rare = |weight: u32| prop_oneof![weight => Just(false), 1 => Just(true)];
     let kinds = (rare(5), rare(11), rare(7));

@@ -175,6 +175,16 @@ fn memory(setup: Setup) -> Memory {
     Memory::new(groups(setup).iter().map(|&(size, _)| size).collect())
 }
 
+/// Makes a row's result that of a failure.
+fn fail(result: &mut StepResult, index: usize, status: RowStatus) {
+    let before: u32 = result.rows[..index].iter().map(|row| row.num_tokens).sum();
+    let row = &mut result.rows[index];
+    if row.num_tokens > 0 {
+        result.token_ids.remove(before as usize);
+    }
+    (row.status, row.num_tokens) = (status, 0);
+}
+
 /// An engine is opened.
 fn engine_line(setup: Setup) -> String {
     format!("{{\"depth\":{}}}\n", setup.depth)
@@ -404,12 +414,14 @@ impl World {
             && let Some(index) = row.checked_rem(result.rows.len())
             && result.rows[index].status == RowStatus::Ok
         {
-            let before: u32 = result.rows[..index].iter().map(|row| row.num_tokens).sum();
-            let row = &mut result.rows[index];
-            if row.num_tokens > 0 {
-                result.token_ids.remove(before as usize);
+            let seat = result.rows[index].seat;
+            fail(&mut result, index, status);
+            // As a real shard would: whatever it was sent for the seat meanwhile finds it dead.
+            for later in &mut self.results {
+                if let Some(index) = later.rows.iter().position(|row| row.seat == seat) {
+                    fail(later, index, RowStatus::Dead);
+                }
             }
-            (row.status, row.num_tokens) = (status, 0);
             self.surprises += 1;
         }
         for row in &result.rows {

@@ -233,7 +233,9 @@ impl Scheduler {
             self.queue
                 .generated(task.request.scheduling.tenant, uncharged);
         }
-        if !sequence.stopped && sequence.task.num_known() / unit > sequence.hold.cached_units() {
+        // A unit is full of known tokens, and has been fed, at depth 1 one token later.
+        let is_new = sequence.task.num_known() % unit <= 1;
+        if !sequence.stopped && is_new {
             self.publish(seat);
         }
     }

@@ -8,7 +8,7 @@ use super::blocks::BlockPool;
 #[cfg(test)]
 use super::bugs::{self, Bug};
 use super::limits::GroupLimits;
-use super::radix::{Gone, Inserted, Match, NodeId, Radix, User};
+use super::radix::{Gone, Match, NodeId, Radix, User};
 use super::step::Seat;
 
 /// The blocks of one request.
@@ -19,8 +19,6 @@ pub(super) struct Hold {
     /// The path has become shorter; no more is known of the units that were on it.
     is_lost: bool,
     cached_units: usize,
-    /// Of the cached units, the ones of which the cache has a copy of its own.
-    private_units: Vec<usize>,
     /// Block table per KV group.
     tables: Vec<Vec<u32>>,
 }
@@ -54,15 +52,11 @@ impl Hold {
 
     /// Blocks of a group that are not the cache's, in the order of the table.
     pub(super) fn private_blocks(&self, group: usize, blocks_per_unit: usize) -> Vec<u32> {
-        let table = &self.tables[group];
-        let units = self.private_units.iter().copied();
-        let copies = units.flat_map(|unit| unit * blocks_per_unit..(unit + 1) * blocks_per_unit);
-        let rest = self.cached_units * blocks_per_unit..table.len();
-        copies.chain(rest).map(|index| table[index]).collect()
+        self.tables[group][self.cached_units * blocks_per_unit..].to_vec()
     }
 
     pub(super) fn num_private(&self, group: usize, blocks_per_unit: usize) -> usize {
-        self.tables[group].len() - (self.cached_units - self.private_units.len()) * blocks_per_unit
+        self.tables[group].len() - self.cached_units * blocks_per_unit
     }
 }
 
@@ -274,21 +268,15 @@ impl KvCache {
                     blocks.extend_from_slice(&table[unit * count..(unit + 1) * count]);
                 }
             }
-            let Some((cursor, count, inserted)) = self.tree.advance(cursor, ids, &blocks) else {
+            let pools = &mut self.pools;
+            let advanced = self.tree.advance(cursor, ids, &blocks, |unused| {
+                for_each_block_mut(pools, unused, |pool, block| {
+                    pool.put_back([block].into_iter());
+                });
+            });
+            let Some((cursor, count)) = advanced else {
                 return;
             };
-            match inserted {
-                Inserted::New => (),
-                Inserted::Replaced(unused) => {
-                    for_each_block_mut(&mut self.pools, &unused, |pool, block| {
-                        pool.put_back([block].into_iter());
-                    });
-                }
-                Inserted::WasThere => {
-                    let units = hold.cached_units..hold.cached_units + count;
-                    hold.private_units.extend(units);
-                }
-            }
             hold.cursor = Some(cursor);
             hold.cached_units += count;
             ids = &ids[count * self.tokens_per_unit..];
@@ -345,13 +333,12 @@ impl KvCache {
     /// computed from it. The blocks wait for plan `fence`. Returns what is gone, for [`Hold::lose_path`].
     pub(super) fn void(&mut self, hold: &Hold, num_written: usize, fence: u64) -> Gone {
         let first = num_written / self.tokens_per_unit;
-        let mut units = first..if hold.is_lost { 0 } else { hold.cached_units };
-        let (Some(cursor), Some(first)) = (
-            hold.cursor,
-            units.find(|unit| !hold.private_units.contains(unit)),
-        ) else {
+        let Some(cursor) = hold.cursor else {
             return Gone::default();
         };
+        if hold.is_lost || first >= hold.cached_units {
+            return Gone::default();
+        }
         #[cfg(test)]
         if bugs::is(Bug::KeepsProvisional) {
             return Gone::default();

@@ -55,17 +55,6 @@ pub(super) struct Match {
     pub(super) returning: usize,
 }
 
-/// What became of a unit that a request wrote.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Inserted {
-    /// Its blocks are the tree's now.
-    New,
-    /// The same, in place of these, which nobody used.
-    Replaced(Vec<u32>),
-    /// The tree has the same tokens in other blocks; the request keeps its own.
-    WasThere,
-}
-
 /// A part of the tree that was taken out.
 #[derive(Debug, Default)]
 pub(super) struct Gone {
@@ -184,37 +173,38 @@ impl Radix {
         root
     }
 
-    /// Moves the pin at the end of a path on over the first of these units, as many as are all there or all new; tells
-    /// how many. `None`, and no move: another unit has the same hash.
+    /// Moves the pin at the end of a path on over the first of these units, as many as are all new, or all there and used
+    /// by nobody: then the blocks take the place of those, which are handed out. Tells how many units. `None`, and no
+    /// move: the units are in use, and to pin them beside the request's own copy would take blocks from others; or
+    /// another unit has the same hash.
     pub(super) fn advance(
         &mut self,
         node: NodeId,
         ids: &[u32],
         blocks: &[u32],
-    ) -> Option<(NodeId, usize, Inserted)> {
+        unused: impl FnOnce(&[u32]),
+    ) -> Option<(NodeId, usize)> {
         let count = ids.len() / self.tokens_per_unit;
         if let Some((child, common)) = self.child(node, ids) {
-            if common == 0 {
+            let found = &self.nodes[child as usize];
+            if common == 0 || found.live + found.leaving > 0 {
                 return None;
             }
             let child = self.split(child, common);
-            let node = &mut self.nodes[child as usize];
-            // To pin blocks that nobody uses beside one's own would take them from others.
-            let inserted = if node.live + node.leaving == 0 {
-                let blocks = blocks[..common * self.blocks_per_unit].to_vec();
-                Inserted::Replaced(std::mem::replace(&mut node.blocks, blocks))
-            } else {
-                Inserted::WasThere
-            };
+            let blocks = blocks[..common * self.blocks_per_unit].to_vec();
+            unused(&std::mem::replace(
+                &mut self.nodes[child as usize].blocks,
+                blocks,
+            ));
             self.gain_live(child);
-            return Some((child, common, inserted));
+            return Some((child, common));
         }
         self.num_units += count;
         let end = &mut self.nodes[node as usize];
         if !end.is_root && end.num_children == 0 && end.live + end.leaving == 1 {
             end.ids.extend_from_slice(ids);
             end.blocks.extend_from_slice(blocks);
-            return Some((node, count, Inserted::New));
+            return Some((node, count));
         }
         end.num_children += 1;
         let key = (node, self.hasher.hash_one(&ids[..self.tokens_per_unit]));
@@ -226,7 +216,7 @@ impl Radix {
             ..Node::default()
         });
         self.children.insert(key, child);
-        Some((child, count, Inserted::New))
+        Some((child, count))
     }
 
     /// A running request has left; its pin stays until [`unpin`](Self::unpin).

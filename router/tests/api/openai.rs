@@ -37,7 +37,7 @@ async fn chat_answers() {
     let reply = world.post("/v1/chat/completions", logprobs).await;
     insta::assert_snapshot!(reply.show(), @r#"
 200
-{"id":"ID","object":"chat.completion","created":0,"model":"org/tiny","system_fingerprint":"0.1.0-native","choices":[{"index":0,"message":{"role":"assistant","content":"d"},"logprobs":{"content":[{"token":"d","logprob":-0.45867515,"bytes":[100],"top_logprobs":[{"token":"d","logprob":-0.45867515,"bytes":[100]},{"token":"e","logprob":-1.4586751,"bytes":[101]}]}]},"finish_reason":"length"}],"usage":{"prompt_tokens":21,"completion_tokens":1,"total_tokens":22,"prompt_tokens_details":{"cached_tokens":0}}}
+{"id":"ID","object":"chat.completion","created":0,"model":"org/tiny","system_fingerprint":"0.1.0-native","choices":[{"index":0,"message":{"role":"assistant","content":"d"},"logprobs":{"content":[{"token":"d","logprob":-0.45867515,"bytes":[100],"top_logprobs":[{"token":"d","logprob":-0.45867515,"bytes":[100]},{"token":"e","logprob":-1.4586751,"bytes":[101]}]}]},"finish_reason":"length"}],"usage":{"prompt_tokens":21,"completion_tokens":1,"total_tokens":22,"prompt_tokens_details":{"cached_tokens":16}}}
 "#);
 }
 

@@ -37,7 +37,11 @@ async fn invocations_answers_as_the_route_of_the_body() {
     ] {
         let expected = world.post(route, body.clone()).await;
         let reply = world.post("/invocations", body.clone()).await;
-        assert_eq!(reply.show(), expected.show(), "{body}");
+        // The second finds in the cache what the first left there.
+        let shown = reply
+            .show()
+            .replace(r#""cached_tokens":16"#, r#""cached_tokens":0"#);
+        assert_eq!(shown, expected.show(), "{body}");
         assert_eq!(
             reply.headers["content-type"], expected.headers["content-type"],
             "{body}"

@@ -25,7 +25,7 @@ const MAX_ROWS: u32 = 4;
 const MAX_PROMPT_TOKENS: u32 = 7;
 const MIXED_SIZES: [u32; 3] = [2, 4, 8];
 /// Steps after which something must have got on, whenever there is work.
-const MAX_QUIET: u32 = 16;
+const MAX_QUIET: u32 = 32;
 
 /// How a world is made.
 #[derive(Clone, Copy, Debug)]

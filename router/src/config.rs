@@ -157,7 +157,8 @@ pub struct BatchingConfig {
     /// Most requests in one step [default: what the shard offers]
     #[arg(long, env = "MAX_BATCH_SIZE", value_parser = count(1..=65_536))]
     pub max_batch_size: Option<usize>,
-    /// Milliseconds that a step beside running streams should take at most; prompts are cut into chunks accordingly
+    /// Milliseconds that a step beside running streams should take at most; prompts are cut into chunks accordingly, but have
+    /// up to half of each step, and this long, where the streams alone take more than half of it
     #[arg(long, env = "TARGET_ITL_MS", default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..=60_000))]
     pub target_itl_ms: u64,
     /// KV cache that a request must find before it starts

@@ -117,6 +117,9 @@ impl Scheduler {
     /// Prompt tokens for this plan, beside the decode rows.
     fn prompt_budget(&self, draft: &Draft) -> Budget {
         let decode_rows = draft.num_rows();
+        if decode_rows > 0 && self.tempo.must_measure() {
+            return Budget { all: 0, short: 0 };
+        }
         let mut most = self
             .limits
             .max_prompt_tokens
@@ -219,6 +222,9 @@ impl Scheduler {
         let decode_rows = rows.len() - fed.len();
         let total = u32::try_from(decode_rows + feed_ids.len()).unwrap_or(u32::MAX);
         let decode_rows = u32::try_from(decode_rows).unwrap_or(u32::MAX);
+        if decode_rows > 0 {
+            self.tempo.planned(feeds);
+        }
         self.in_flight.push_back(InFlight {
             plan_id: id,
             rows: planned,

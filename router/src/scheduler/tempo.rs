@@ -4,7 +4,10 @@
 use std::time::Duration;
 
 /// Weight of the past in the average of steps without prompt tokens.
-const KEEP: f64 = 7.0 / 8.0;
+const KEEP: f64 = 3.0 / 4.0;
+/// Steps in a row with prompt tokens beside running streams, after which one goes without: else nobody would know what the
+/// streams alone take where prompts never end.
+const MOST_MIXED: u32 = 32;
 /// The same for prompt tokens, which cost more the deeper they are in a prompt.
 const KEEP_PROMPT: f64 = 0.6;
 /// Of the objective, what a step should take: the next chunk of a prompt costs more than the last.
@@ -21,6 +24,8 @@ const LEAST_CHUNK: u32 = 16;
 pub(super) struct Tempo {
     /// A step without prompt tokens.
     decode_us: Option<f64>,
+    /// Plans with prompt tokens beside running streams since one without.
+    num_mixed: Option<u32>,
     /// Time of prompt tokens beyond a step without, and their number.
     prompt_us: f64,
     prompt_tokens: f64,
@@ -52,7 +57,22 @@ impl Tempo {
         self.prompt_tokens = KEEP_PROMPT * self.prompt_tokens + f64::from(prompt_tokens);
     }
 
-    /// Most prompt tokens, padding included, beside running streams so that a step takes no longer than `target`.
+    /// A plan of some decode rows was made.
+    pub(super) fn planned(&mut self, feeds: bool) {
+        self.num_mixed = Some(match (feeds, self.num_mixed) {
+            (true, before) => before.unwrap_or(0) + 1,
+            (false, _) => 0,
+        });
+    }
+
+    /// Whether the next plan should have no prompt tokens beside running streams.
+    pub(super) fn must_measure(&self) -> bool {
+        self.num_mixed.is_none_or(|number| number >= MOST_MIXED)
+    }
+
+    /// Most prompt tokens, padding included, beside running streams so that a step takes no longer than `target`; or, where
+    /// it takes more than half of that without a prompt, twice as long as without. A prompt never adds more than `target`,
+    /// and has half of the device until then: where an objective cannot be met, prompts must not starve for it.
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -65,8 +85,9 @@ impl Tempo {
         let average = self.prompt_us / self.prompt_tokens;
         let us_per_token = average.max(self.last_us_per_token).max(1e-3);
         let aim_us = target.as_secs_f64() * 1e6 * AIM;
-        let left_us = aim_us - self.decode_us.unwrap_or(0.0);
-        ((left_us.max(0.0) / us_per_token) as u32).max(LEAST_CHUNK)
+        let decode_us = self.decode_us.unwrap_or(0.0);
+        let left_us = (aim_us - decode_us).max(decode_us.min(aim_us));
+        ((left_us / us_per_token) as u32).max(LEAST_CHUNK)
     }
 
     /// A request was admitted; `others_waited` before.
@@ -119,12 +140,23 @@ mod tests {
         assert!(tempo.prompt_tokens_within(TARGET) > 800);
     }
 
-    #[test]
-    fn slow_steps_leave_room_for_a_small_chunk() {
+    /// Of steps that take so long without a prompt, in microseconds, with prompts at 100 us a token.
+    fn chunk_beside(decode_us: u32) -> u32 {
         let mut tempo = Tempo::default();
-        tempo.stepped(80_000, 8, 0);
-        tempo.stepped(90_000, 8, 16);
-        assert_eq!(tempo.prompt_tokens_within(TARGET), LEAST_CHUNK);
+        tempo.stepped(decode_us, 8, 0);
+        tempo.stepped(decode_us + 10_000, 8, 100);
+        tempo.prompt_tokens_within(TARGET)
+    }
+
+    #[test]
+    fn prompts_do_not_starve_where_decode_alone_is_slow() {
+        assert_eq!(chunk_beside(10_000), 375, "up to the objective");
+        assert_eq!(chunk_beside(40_000), 400, "half of the step");
+        assert_eq!(
+            chunk_beside(200_000),
+            475,
+            "adds no more than the objective"
+        );
     }
 
     #[test]

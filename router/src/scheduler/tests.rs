@@ -29,11 +29,36 @@ fn roomy() -> Scheduler {
         mixed_sizes: vec![64, 128, 256, 512],
         depth: 2,
     };
-    Scheduler::new(
+    let mut scheduler = Scheduler::new(
         Limits::new(limits).unwrap(),
         Policy::default(),
         super::Counters::default(),
-    )
+    );
+    // What streams take alone is known.
+    scheduler.tempo.planned(false);
+    scheduler
+}
+
+#[test]
+fn what_streams_take_alone_is_measured_while_prompts_never_end() {
+    let mut scheduler = roomy();
+    scheduler.tempo = super::Tempo::default();
+    let mut out = Vec::new();
+    let now = std::time::Duration::ZERO;
+    scheduler.submit(request(0, 5, 4000), now, &mut out);
+    let mut is_mixed = Vec::new();
+    for id in 1..=100 {
+        scheduler.in_flight.clear();
+        let plan = scheduler.plan(now, &mut out).unwrap();
+        is_mixed.push(!plan.feed_ids.is_empty());
+        scheduler.submit(request(id, 600, 10), now, &mut out);
+    }
+    let without: Vec<usize> = (0..100).filter(|&plan| !is_mixed[plan]).collect();
+    assert_eq!(
+        without,
+        [1, 34, 67],
+        "the first plan has no streams beside it"
+    );
 }
 
 #[test]

@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("paced", "saturated", "open", "slow", "overload"))
     parser.add_argument("--router-flag", action="append", default=[], help="passed on to the router; may be repeated")
     arguments = parser.parse_args()
-    # rig.build()
+    rig.build()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     flags, only = arguments.router_flag, arguments.only

@@ -59,6 +59,8 @@ fn new_socket() -> nix::Result<OwnedFd> {
 #[derive(Clone, Copy)]
 enum Line {
     Inside,
+    /// Of a chunk that only shows that the server lives.
+    Comment,
     Ended,
     /// After the empty line of an event.
     Event,
@@ -172,7 +174,9 @@ impl Connection {
                     self.tokens += 1;
                     Line::Event
                 }
-                (Line::Event, b'\r') => Line::Chunk,
+                (Line::Ended | Line::Event, b':') => Line::Comment,
+                (Line::Event | Line::Comment, b'\r') => Line::Chunk,
+                (Line::Comment, _) => Line::Comment,
                 (Line::Chunk, b'\n') => {
                     tally.chunks += 1;
                     Line::Inside

@@ -81,6 +81,26 @@ def test_a_chat_computes_what_is_new_and_one_block_at_most(launch, endless_folde
         fresh = len(question) + 1
 
 
+def test_a_chat_in_text_computes_what_follows_where_its_ids_diverge(launch):
+    """The text of an answer may come back as other ids than were generated: from there on nothing can be shared."""
+    url = launch("--model-id", DEMO, "--fill-kv-with-nan").wait_until_ready()
+    tokenizer = AutoTokenizer.from_pretrained(DEMO)
+    text, known, divergences = "Once upon a time there was a small fox", [], 0
+    for turn in range(12):
+        prompt = tokenizer(text).input_ids
+        agreed = next((at for at, pair in enumerate(zip(known, prompt, strict=False)) if pair[0] != pair[1]), len(known))
+        before = metric(url, PREFILL)
+        [answer] = post_all(f"{url}/generate", [body(text, 30, seed=turn, temperature=3.0, ignore_eos=True)])
+        work = metric(url, PREFILL) - before
+        print(f"turn {turn}: ids agree for {agreed} of {len(known)}; {work} of {len(prompt)} tokens were computed")
+        divergences += agreed < len(known)
+        # The last token of an answer has never been computed.
+        assert work <= len(prompt) - min(agreed, max(len(known) - 1, 0)) + BLOCK
+        known = prompt + [token["id"] for token in answer["details"]["tokens"]]
+        text = f"{text}{answer['generated_text']} Then the fox asked"
+    assert divergences, "no answer came back as other ids: nothing was tried"
+
+
 def test_salts_share_nothing(launch, endless_folder):
     url = launch("--model-id", endless_folder, "--served-model-name", "m").wait_until_ready()
     prompt = letters(random.Random(3), 320)

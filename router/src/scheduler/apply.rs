@@ -107,7 +107,7 @@ impl Scheduler {
         check_columns(result, &plan.rows, self.limits.vocab_size)?;
         if !plan.rows.is_empty() {
             self.tempo
-                .stepped(result.step_us, plan.decode_rows, plan.prompt_tokens);
+                .stepped(result.step_us, plan.decode_rows, plan.chunk);
         }
         let mut cursor = Cursor::default();
         for (index, (row, planned)) in result.rows.iter().zip(&plan.rows).enumerate() {

@@ -47,7 +47,7 @@ use seats::Seats;
 use sequence::{Phase, Running};
 use step::{Row, Seat};
 use task::Task;
-use tempo::Tempo;
+use tempo::{Chunk, Tempo};
 
 /// Crashes in a row that a request may have been part of.
 const MAX_CRASHES: u32 = 2;
@@ -68,8 +68,7 @@ struct InFlight {
     plan_id: u64,
     rows: Vec<PlannedRow>,
     decode_rows: u32,
-    /// With padding.
-    prompt_tokens: u32,
+    chunk: Chunk,
 }
 
 /// All state about one engine's requests.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::sequence::Phase;
 use super::step::{Append, Extent, Plan, Registration, Row, Rows};
+use super::tempo::Chunk;
 use super::{InFlight, PlannedRow, Scheduler};
 use crate::event::Delivery;
 
@@ -125,7 +126,9 @@ impl Scheduler {
             .max_prompt_tokens
             .min(self.limits.max_tokens() - decode_rows);
         if decode_rows > 0 {
-            let within = self.tempo.prompt_tokens_within(self.policy.target_itl);
+            let deepest = self.prefilling().map(|seat| self.running.at(seat).num_fed);
+            let target = self.policy.target_itl;
+            let within = self.tempo.prompt_tokens_within(target, deepest.max());
             if within < most {
                 most = round_to_size(&self.limits.mixed_sizes, decode_rows, within).min(most);
             }
@@ -229,9 +232,12 @@ impl Scheduler {
             plan_id: id,
             rows: planned,
             decode_rows,
-            prompt_tokens: match feeds {
-                true => padded(&self.limits.mixed_sizes, total) - decode_rows,
-                false => 0,
+            chunk: Chunk {
+                tokens: match feeds {
+                    true => padded(&self.limits.mixed_sizes, total) - decode_rows,
+                    false => 0,
+                },
+                context: feed_context(&rows),
             },
         });
         // The plan is as good as sent: from the next one on, what it feeds is there to be shared.
@@ -273,6 +279,16 @@ impl Scheduler {
         }
         Rows::Listed(rows)
     }
+}
+
+/// Over all tokens that rows feed, the tokens before.
+fn feed_context(rows: &[Row]) -> u64 {
+    let feeds = rows.iter().filter_map(|row| row.feed);
+    let contexts = feeds.map(|Extent { start, count }| {
+        let (start, count) = (u64::from(start), u64::from(count));
+        count * start + count * count / 2
+    });
+    contexts.sum()
 }
 
 /// Prompt tokens to plan when `wanted` are at hand: either all, or as many as fill the next smaller size beside the

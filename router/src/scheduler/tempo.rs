@@ -8,53 +8,101 @@ const KEEP: f64 = 3.0 / 4.0;
 /// Steps in a row with prompt tokens beside running streams, after which one goes without: else nobody would know what the
 /// streams alone take where prompts never end.
 const MOST_MIXED: u32 = 32;
-/// The same for prompt tokens, which cost more the deeper they are in a prompt.
-const KEEP_PROMPT: f64 = 0.6;
-/// Of the objective, what a step should take: the next chunk of a prompt costs more than the last.
+/// Of what a step took otherwise than expected, what is believed at once.
+const RATE: f64 = 0.7;
+/// Tokens of context in the unit that it is counted in: at this many a surprise is put down to both costs alike.
+const CONTEXT_UNIT: f64 = 500.0;
+/// Of the objective, what a step is expected to take: some take longer than expected.
 const AIM: f64 = 0.95;
-/// A chunk that says by itself what a prompt token costs now.
-const LONG_CHUNK: u32 = 64;
-/// The same for the queue, in admissions.
+/// A chunk that says what a prompt token costs: of a shorter one much is the cost of a chunk as such.
+const LONG_CHUNK: f64 = 64.0;
+/// Weight of the past in the average time between admissions.
 const KEEP_RATE: f64 = 31.0 / 32.0;
 /// Prompt tokens beside running streams, however long they take: a prompt that gets nowhere helps nobody.
 const LEAST_CHUNK: u32 = 16;
 
-/// Moving averages, all in microseconds.
+/// The prompt tokens of a step.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Chunk {
+    /// With padding.
+    pub(super) tokens: u32,
+    /// Over all of them, the tokens before.
+    pub(super) context: u64,
+}
+
+/// What prompt tokens take: the same for each, and more for each that has much before it. Follows the last chunks by the
+/// normalised least mean squares of Nagumo and Noda (1967).
+#[derive(Debug, Default)]
+struct PromptCost {
+    us_per_token: Option<f64>,
+    /// And unit of context.
+    us_per_context: f64,
+    /// Units before a token of the last chunk.
+    last_context: f64,
+}
+
+impl PromptCost {
+    fn learn(&mut self, chunk: Chunk, us: f64) {
+        let (tokens, context) = (f64::from(chunk.tokens), chunk.context as f64 / CONTEXT_UNIT);
+        self.last_context = context / tokens;
+        let Some(us_per_token) = self.us_per_token else {
+            self.us_per_token = Some(us / tokens);
+            return;
+        };
+        let error = us - us_per_token * tokens - self.us_per_context * context;
+        let power = tokens * tokens + context * context + LONG_CHUNK * LONG_CHUNK;
+        let correction = RATE * error / power;
+        self.us_per_token = Some((us_per_token + correction * tokens).max(0.0));
+        self.us_per_context = (self.us_per_context + correction * context).max(0.0);
+    }
+
+    /// As many tokens as take `left_us`; none if nothing is known.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a float cast saturates, and neither time nor cost is negative"
+    )]
+    fn within(&self, left_us: f64, context: Option<u32>) -> u32 {
+        let Some(us_per_token) = self.us_per_token else {
+            return 0;
+        };
+        let context = context.map_or(self.last_context, |context| {
+            f64::from(context) / CONTEXT_UNIT
+        });
+        // Of n tokens each takes `first`, and `more` for each of the others before it: n first + n n more / 2 = left.
+        let first = (us_per_token + self.us_per_context * context).max(1e-3);
+        let more = self.us_per_context / CONTEXT_UNIT;
+        (2.0 * left_us / (first + (first * first + 2.0 * more * left_us).sqrt())) as u32
+    }
+}
+
+/// All in microseconds.
 #[derive(Debug, Default)]
 pub(super) struct Tempo {
     /// A step without prompt tokens.
     decode_us: Option<f64>,
     /// Plans with prompt tokens beside running streams since one without.
     num_mixed: Option<u32>,
-    /// Time of prompt tokens beyond a step without, and their number.
-    prompt_us: f64,
-    prompt_tokens: f64,
-    /// A prompt token of the last chunk of some length.
-    last_us_per_token: f64,
+    prompts: PromptCost,
     /// Between two admissions while others waited.
     interval_us: Option<f64>,
     last_admission: Option<Duration>,
 }
 
 impl Tempo {
-    /// A step of `decode_rows` rows that continue and this many prompt tokens, padding included, took `step_us`.
-    pub(super) fn stepped(&mut self, step_us: u32, decode_rows: u32, prompt_tokens: u32) {
+    /// A step of `decode_rows` rows that continue and this chunk took `step_us`.
+    pub(super) fn stepped(&mut self, step_us: u32, decode_rows: u32, chunk: Chunk) {
         let step_us = f64::from(step_us);
-        if prompt_tokens == 0 {
+        if chunk.tokens == 0 {
             let before = self.decode_us.unwrap_or(step_us);
             self.decode_us = Some(KEEP * before + (1.0 - KEEP) * step_us);
             return;
         }
-        let decode_us = if decode_rows > 0 {
-            self.decode_us.unwrap_or(0.0)
-        } else {
-            0.0
+        let without_us = match decode_rows {
+            0 => 0.0,
+            _ => self.decode_us.unwrap_or(0.0),
         };
-        if prompt_tokens >= LONG_CHUNK {
-            self.last_us_per_token = (step_us - decode_us).max(0.0) / f64::from(prompt_tokens);
-        }
-        self.prompt_us = KEEP_PROMPT * self.prompt_us + (step_us - decode_us).max(0.0);
-        self.prompt_tokens = KEEP_PROMPT * self.prompt_tokens + f64::from(prompt_tokens);
+        self.prompts.learn(chunk, (step_us - without_us).max(0.0));
     }
 
     /// A plan of some decode rows was made.
@@ -73,21 +121,12 @@ impl Tempo {
     /// Most prompt tokens, padding included, beside running streams so that a step takes no longer than `target`; or, where
     /// it takes more than half of that without a prompt, twice as long as without. A prompt never adds more than `target`,
     /// and has half of the device until then: where an objective cannot be met, prompts must not starve for it.
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "a float cast saturates, and the time left is not negative"
-    )]
-    pub(super) fn prompt_tokens_within(&self, target: Duration) -> u32 {
-        if self.prompt_tokens == 0.0 {
-            return LEAST_CHUNK;
-        }
-        let average = self.prompt_us / self.prompt_tokens;
-        let us_per_token = average.max(self.last_us_per_token).max(1e-3);
+    /// They follow `context` tokens; `None` if that is not known yet.
+    pub(super) fn prompt_tokens_within(&self, target: Duration, context: Option<u32>) -> u32 {
         let aim_us = target.as_secs_f64() * 1e6 * AIM;
         let decode_us = self.decode_us.unwrap_or(0.0);
         let left_us = (aim_us - decode_us).max(decode_us.min(aim_us));
-        ((left_us / us_per_token) as u32).max(LEAST_CHUNK)
+        self.prompts.within(left_us, context).max(LEAST_CHUNK)
     }
 
     /// A request was admitted; `others_waited` before.
@@ -121,31 +160,58 @@ mod tests {
 
     const TARGET: Duration = Duration::from_millis(50);
 
+    fn chunk(tokens: u32, context: u64) -> Chunk {
+        Chunk { tokens, context }
+    }
+
     #[test]
     fn chunks_settle_where_a_step_stays_below_the_target() {
         let mut tempo = Tempo::default();
-        assert_eq!(tempo.prompt_tokens_within(TARGET), LEAST_CHUNK);
+        assert_eq!(tempo.prompt_tokens_within(TARGET, None), LEAST_CHUNK);
         for _ in 0..100 {
-            tempo.stepped(10_000, 8, 0);
+            tempo.stepped(10_000, 8, Chunk::default());
         }
         // 2 ms for the chunk as such and 40 us a token.
-        let mut chunk = LEAST_CHUNK;
+        let mut tokens = LEAST_CHUNK;
         for _ in 0..100 {
-            chunk = tempo.prompt_tokens_within(TARGET);
-            tempo.stepped(12_000 + 40 * chunk, 8, chunk);
+            tokens = tempo.prompt_tokens_within(TARGET, Some(0));
+            tempo.stepped(12_000 + 40 * tokens, 8, chunk(tokens, 0));
         }
-        assert!((870..=900).contains(&chunk), "{chunk}");
+        assert!((870..=900).contains(&tokens), "{tokens}");
         // The end of a prompt costs much for its few tokens, which says little.
-        tempo.stepped(12_200, 8, 5);
-        assert!(tempo.prompt_tokens_within(TARGET) > 800);
+        tempo.stepped(12_200, 8, chunk(5, 0));
+        assert!(tempo.prompt_tokens_within(TARGET, Some(0)) > 800);
     }
 
-    /// Of steps that take so long without a prompt, in microseconds, with prompts at 100 us a token.
+    #[test]
+    fn a_deep_prompt_gets_short_chunks_and_leaves_no_trace() {
+        let mut tempo = Tempo::default();
+        tempo.stepped(10_000, 8, Chunk::default());
+        // 20 us a token, and as much again for every 2,000 tokens before it.
+        let mut steps = Vec::new();
+        for _ in 0..2 {
+            let mut fed = 0;
+            while fed < 30_000 {
+                let tokens = tempo.prompt_tokens_within(TARGET, Some(fed));
+                let context = u64::from(tokens) * u64::from(fed + tokens / 2);
+                let step = 10_000 + 20 * tokens + u32::try_from(context / 100).unwrap();
+                tempo.stepped(step, 8, chunk(tokens, context));
+                steps.push(step);
+                fed += tokens;
+            }
+        }
+        let late = &steps[5..];
+        assert!(late.iter().all(|&step| step < 55_000), "{late:?}");
+        let mean = late.iter().sum::<u32>() / u32::try_from(late.len()).unwrap();
+        assert!(mean > 44_000, "{mean}: {late:?}");
+    }
+
+    /// Beside steps that take so long without a prompt, in microseconds, with prompts at 100 us a token.
     fn chunk_beside(decode_us: u32) -> u32 {
         let mut tempo = Tempo::default();
-        tempo.stepped(decode_us, 8, 0);
-        tempo.stepped(decode_us + 10_000, 8, 100);
-        tempo.prompt_tokens_within(TARGET)
+        tempo.stepped(decode_us, 8, Chunk::default());
+        tempo.stepped(decode_us + 10_000, 8, chunk(100, 0));
+        tempo.prompt_tokens_within(TARGET, Some(0))
     }
 
     #[test]

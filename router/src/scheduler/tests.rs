@@ -9,6 +9,7 @@ mod world;
 use prost::Message;
 
 use super::step::Rows;
+use super::tempo::Chunk;
 use super::{GroupLimits, Limits, Policy, Scheduler};
 use crate::engine::blob;
 use crate::engine::grpc::{MAX_MESSAGE_BYTES, step_request};
@@ -100,8 +101,12 @@ fn decode_rows_go_on_beside_a_long_prompt() {
     }
     scheduler.plan(std::time::Duration::ZERO, &mut out).unwrap();
     // 20 us a token: a whole plan's prompt tokens stay below the objective.
-    scheduler.tempo.stepped(5_000, 10, 0);
-    scheduler.tempo.stepped(15_000, 10, 502);
+    scheduler.tempo.stepped(5_000, 10, Chunk::default());
+    let chunk = Chunk {
+        tokens: 502,
+        context: 0,
+    };
+    scheduler.tempo.stepped(15_000, 10, chunk);
     scheduler.submit(request(10, 3000, 10), std::time::Duration::ZERO, &mut out);
     let mut chunks = Vec::new();
     while chunks.iter().sum::<usize>() < 3000 {

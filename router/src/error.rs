@@ -161,6 +161,21 @@ pub struct Progress {
     pub fraction: f32,
 }
 
+/// Of a text that may quote what the client sent.
+const MAX_CHARS: usize = 1000;
+/// Of its end, which mostly says what was expected.
+const END_CHARS: usize = 200;
+
+/// The text without its middle, if it is long.
+fn shortened(text: String) -> String {
+    let Some(left_out) = text.chars().count().checked_sub(MAX_CHARS + 1) else {
+        return text;
+    };
+    let begin = text.chars().take(MAX_CHARS - END_CHARS);
+    let end = text.chars().skip(MAX_CHARS - END_CHARS + left_out + 1);
+    begin.chain(" ... ".chars()).chain(end).collect()
+}
+
 /// An error on its way to a client. The text is safe to show.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("{message}")]
@@ -179,7 +194,7 @@ impl ApiError {
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self {
             kind,
-            message: message.into(),
+            message: shortened(message.into()),
             param: None,
             retry_after: None,
             progress: None,
@@ -188,7 +203,7 @@ impl ApiError {
 
     #[must_use]
     pub fn with_param(mut self, param: impl Into<String>) -> Self {
-        self.param = Some(param.into());
+        self.param = Some(shortened(param.into()));
         self
     }
 

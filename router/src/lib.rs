@@ -12,6 +12,7 @@ pub mod environment;
 pub mod error;
 pub mod event;
 mod keys;
+mod leftover;
 pub mod metrics;
 pub mod model;
 pub mod names;

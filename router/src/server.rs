@@ -16,6 +16,8 @@ use tokio::sync::Semaphore;
 use tokio_io_timeout::TimeoutWriter;
 use tokio_util::sync::CancellationToken;
 
+use crate::leftover;
+
 /// For the first byte of a connection, for a request's headers, and between two requests of one connection.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
 /// A client that takes nothing for so long, although there is something to take, has gone or holds its place on purpose.
@@ -124,6 +126,7 @@ pub async fn run<F: FnOnce()>(listener: TcpListener, router: Router, drain: Drai
         .max_send_buf_size(BUFFER_BYTES)
         .max_concurrent_streams(MAX_STREAMS);
     let builder = Arc::new(builder);
+    let router = leftover::read(router);
     let graceful = GracefulShutdown::new();
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {

@@ -474,3 +474,20 @@ completions, cache_salt empty => 400 {"error":{"message":"Input validation error
 completions, cache_salt 257 bytes => 400 {"error":{"message":"Input validation error: `cache_salt` must have >= 1 and <= 256 bytes. Given: 257","type":"invalid_request_error","param":"cache_salt","code":"invalid_value","http_status_code":400},"error_type":"validation"}
 "#);
 }
+
+/// An error names the value that was given, which may be as long as the body.
+#[tokio::test]
+async fn what_an_error_quotes_is_short() {
+    let world = World::with(|options| options.limits.payload_limit = 3_000_000).await;
+    let long = "é".repeat(1_000_000);
+    let fields = json!({"prompt": "a", "priority": long});
+    let value = world.post("/v1/completions", fields).await.body;
+    let fields = json!({"prompt": "a", "logit_bias": {long: true}});
+    let key = world.post("/v1/completions", fields).await.body;
+    for (reply, end) in [(value, r#"é\", expected an integer""#), (key, "é`: ")] {
+        assert!(reply.contains("Input validation error: `"), "{reply:.500}");
+        assert!(reply.contains(end), "{reply:.500}");
+        assert!(reply.contains("\"code\":\"invalid_type\""), "{reply:.500}");
+        assert!(reply.len() < 5000, "{}", reply.len());
+    }
+}

@@ -254,6 +254,70 @@ async fn bodies_in_flight_are_limited() {
     }
 }
 
+/// Reads one answer, which has a length.
+async fn read_answer(stream: &mut TcpStream) -> String {
+    let mut answer = Vec::new();
+    loop {
+        let text = String::from_utf8_lossy(&answer);
+        if let Some((head, body)) = text.split_once("\r\n\r\n") {
+            let (_, length) = head.split_once("content-length: ").unwrap();
+            let length: usize = length.lines().next().unwrap().parse().unwrap();
+            if body.len() >= length {
+                return text.into_owned();
+            }
+        }
+        let read = stream.read_buf(&mut answer).await.unwrap();
+        assert_ne!(read, 0, "{}", String::from_utf8_lossy(&answer));
+    }
+}
+
+/// Some errors are known before the body has arrived. The next request on the connection must not be lost.
+#[tokio::test]
+async fn a_connection_goes_on_after_an_early_error() {
+    let ready = World::new().await;
+    let starting = World::with(|options| options.alive = false).await;
+    let ready = serve(&ready, STEP, || ()).await.address;
+    let starting = serve(&starting, STEP, || ()).await.address;
+    for (address, path, length, early, status) in [
+        (starting, "/generate", 10, 0, 503),
+        (starting, "/v1/completions", 1000, 0, 503),
+        (ready, "/health", 10, 0, 405),
+        (ready, "/nowhere", 100_000, 10, 404),
+        (ready, "/generate", 100_000, 2100, 413),
+    ] {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        for _ in 0..2 {
+            let request = head(path, length) + &" ".repeat(length);
+            let (early, late) = request.split_at(request.len() - length + early);
+            stream.write_all(early.as_bytes()).await.unwrap();
+            tokio::time::sleep(STEP).await;
+            stream.write_all(late.as_bytes()).await.unwrap();
+            let answer = read_answer(&mut stream).await;
+            assert!(
+                answer.starts_with(&format!("HTTP/1.1 {status} ")),
+                "{answer}"
+            );
+            assert!(!answer.contains("connection: close"), "{answer}");
+        }
+    }
+}
+
+/// Nor must a client take a connection for one that goes on: here the body never comes, or only if it is asked for.
+#[tokio::test]
+async fn an_answer_says_that_its_connection_ends() {
+    let world = World::new().await;
+    let served = serve(&world, STEP, || ()).await;
+    for header in ["x-none: x", "expect: 100-continue"] {
+        let mut stream = TcpStream::connect(served.address).await.unwrap();
+        let head = head("/nowhere", 10).replace("host: x", &format!("host: x\r\n{header}"));
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
+        assert!(answer.contains("connection: close\r\n"), "{answer}");
+    }
+}
+
 #[tokio::test]
 async fn a_name_is_looked_up() {
     for (hostname, address) in [

@@ -77,6 +77,18 @@ async fn a_request_of_several_prompts_takes_a_place_for_each() {
     world.wait_for_quiet().await;
 }
 
+/// Trying again would be of no use.
+#[tokio::test]
+async fn more_prompts_than_there_are_places_are_an_error() {
+    let world = World::with(|options| options.limits.max_concurrent_requests = 1).await;
+    let body = json!({"prompt": ["a", "b"], "max_tokens": 1});
+    let reply = world.post("/v1/completions", body).await;
+    insta::assert_snapshot!(reply.show(), @r#"
+400
+{"error":{"message":"Input validation error: `prompt` must have >= 1 and <= 1 prompts. Given: 2","type":"invalid_request_error","param":"prompt","code":"invalid_value","http_status_code":400},"error_type":"validation"}
+"#);
+}
+
 #[tokio::test]
 async fn until_the_engine_is_ready_everything_is_503() {
     let world = World::with(|options| options.alive = false).await;

@@ -18,6 +18,7 @@ use crate::api::headers::{compute_headers, timing_headers};
 use crate::api::record::Record;
 use crate::api::respond::json_response;
 use crate::api::sse::{Encoder, Frames, stream_response};
+use crate::config::LimitsConfig;
 use crate::error::ApiError;
 use crate::event::{Event, Finished, Token};
 use crate::text::TextStyle;
@@ -108,7 +109,7 @@ async fn answer(
     };
     let draft = lower(&completion, sampling)?;
     let prompts = completion.prompt.into_list();
-    check_count(prompts.len(), app.limits.max_client_batch_size)?;
+    check_count(prompts.len(), &app.limits)?;
     // All or none: a request that holds some permits while it waits for others blocks everybody.
     let permits = app.generator.permits(prompts.len())?;
     let mut running = Vec::with_capacity(prompts.len());
@@ -143,7 +144,11 @@ fn lower(completion: &CompletionRequest, sampling: Sampling) -> Result<Draft, Ap
     Ok(draft)
 }
 
-fn check_count(num_prompts: usize, cap: usize) -> Result<(), ApiError> {
+/// Each prompt takes a place, so that more than there are could never run.
+fn check_count(num_prompts: usize, limits: &LimitsConfig) -> Result<(), ApiError> {
+    let cap = limits
+        .max_client_batch_size
+        .min(limits.max_concurrent_requests);
     if (1..=cap).contains(&num_prompts) {
         return Ok(());
     }

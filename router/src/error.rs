@@ -3,7 +3,7 @@
 use axum::http::StatusCode;
 use tonic::Code;
 
-use crate::event::Failure;
+use crate::event::{Failure, Refusal, WaitReason};
 use crate::metrics::FailureLabel;
 use crate::stream::SubmitError;
 use crate::tokenizer::JobFailed;
@@ -188,6 +188,8 @@ pub struct ApiError {
     pub retry_after: Option<u32>,
     /// Of an engine that is starting.
     pub progress: Option<Progress>,
+    /// By the scheduler, and why the request waited until then.
+    pub refusal: Option<(Refusal, Option<WaitReason>)>,
 }
 
 impl ApiError {
@@ -198,6 +200,7 @@ impl ApiError {
             param: None,
             retry_after: None,
             progress: None,
+            refusal: None,
         }
     }
 
@@ -263,9 +266,14 @@ impl From<Failure> for ApiError {
     fn from(failure: Failure) -> Self {
         let kind = ErrorKind::from(&failure);
         match failure {
-            Failure::Refused { retry_after_s, .. } => {
-                Self::new(kind, failure.to_string()).retry_after(retry_after_s)
-            }
+            Failure::Refused {
+                refusal,
+                retry_after_s,
+                waited,
+            } => Self {
+                refusal: Some((refusal, waited)),
+                ..Self::new(kind, failure.to_string()).retry_after(retry_after_s)
+            },
             Failure::DeadlineExceeded => Self::new(kind, failure.to_string()),
             _ => Self::new(kind, format!("Request failed during generation: {failure}")),
         }

@@ -119,6 +119,8 @@ pub enum Failure {
     Refused {
         refusal: Refusal,
         retry_after_s: u32,
+        /// Why it had to wait until then.
+        waited: Option<WaitReason>,
     },
     /// The request's total time is over.
     #[error("the deadline of this call has passed; what still ran is cancelled")]

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::error::{ApiError, ErrorKind};
-use crate::event::{Course, Event, FinishReason, Finished, WaitReason};
+use crate::error::ApiError;
+use crate::event::{Course, Event, FinishReason, Finished, Refusal, WaitReason};
 use crate::metrics::{FailureLabel, Metrics};
 use crate::request::Request;
 
@@ -21,6 +21,7 @@ pub(super) struct Record {
     num_open: usize,
     failure: Option<FailureLabel>,
     reason: Option<FinishReason>,
+    refusal: Option<Refusal>,
     pub(super) validation: Duration,
     pub(super) queue: Duration,
     pub(super) inference: Duration,
@@ -43,6 +44,7 @@ impl Record {
             num_open: 0,
             failure: None,
             reason: None,
+            refusal: None,
             validation: Duration::ZERO,
             queue: Duration::ZERO,
             inference: Duration::ZERO,
@@ -76,9 +78,7 @@ impl Record {
                         .get_or_insert_with(|| self.arrived.elapsed());
                 }
                 Event::Finished(finished) => self.finished(finished),
-                Event::Failed(failure) => {
-                    self.failure = Some(ErrorKind::from(failure).codes().label);
-                }
+                Event::Failed(failure) => self.fail(&failure.clone().into()),
             }
         }
     }
@@ -107,8 +107,17 @@ impl Record {
 
     /// The request is answered with an error of this status.
     pub(super) fn failed(&mut self, error: &ApiError, status: u16) {
-        self.failure = Some(error.kind.codes().label);
+        self.fail(error);
         self.status = status;
+    }
+
+    fn fail(&mut self, error: &ApiError) {
+        self.failure = Some(error.kind.codes().label);
+        if let Some((refusal, waited)) = error.refusal {
+            self.refusal = Some(refusal);
+            self.course.waited = waited;
+            self.queue = self.total().saturating_sub(self.validation);
+        }
     }
 
     pub(super) fn total(&self) -> Duration {
@@ -159,6 +168,7 @@ impl Drop for Record {
             cached_tokens = self.course.cached_tokens,
             waited = self.course.waited.map(WaitReason::name),
             preemptions = self.course.preemptions,
+            refusal = self.refusal.map(Refusal::name),
             queue_ms = millis(self.queue),
             first_token_ms = self.first_token.map(millis),
             total_ms = millis(total),
@@ -175,7 +185,7 @@ impl Drop for Record {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{Failure, Refusal, Timings, Token, Usage};
+    use crate::event::{Failure, Timings, Token, Usage};
 
     #[test]
     fn tokens_count_when_they_come_not_when_the_request_ends_well() {
@@ -199,6 +209,7 @@ mod tests {
         let refused = Failure::Refused {
             refusal: Refusal::QueueTimeout,
             retry_after_s: 1,
+            waited: None,
         };
         for (failure, label) in [
             (refused, FailureLabel::Overloaded),
@@ -210,6 +221,22 @@ mod tests {
             record.observe(&[Event::Failed(failure)]);
             assert_eq!(record.outcome(), Err(label));
         }
+    }
+
+    #[test]
+    fn who_is_turned_away_waited_until_then_and_for_a_reason() {
+        let metrics = Arc::new(Metrics::new(10, 20).unwrap());
+        let mut record = Record::new(&metrics, "/generate");
+        let refused = Failure::Refused {
+            refusal: Refusal::QueueTimeout,
+            retry_after_s: 1,
+            waited: Some(WaitReason::Blocks),
+        };
+        std::thread::sleep(Duration::from_millis(5));
+        record.failed(&refused.into(), 429);
+        assert_eq!(record.refusal, Some(Refusal::QueueTimeout));
+        assert_eq!(record.course.waited, Some(WaitReason::Blocks));
+        assert!(record.queue >= Duration::from_millis(5));
     }
 
     #[test]

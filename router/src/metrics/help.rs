@@ -52,11 +52,11 @@ pub(super) fn describe() {
         ),
         (
             "penstock_prefix_cached_tokens_total",
-            "Prompt tokens that were found in the KV cache",
+            "Tokens that were found in the KV cache: of prompts, and again of requests that were stopped",
         ),
         (
             "penstock_request_waits_total",
-            "Requests that had to wait for their first step, by the last reason",
+            "Requests that had to wait for their first step, or in vain, by the last reason",
         ),
         (
             "penstock_request_refusals_total",

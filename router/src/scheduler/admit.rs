@@ -303,12 +303,8 @@ impl Scheduler {
         if task.started.is_none() {
             task.started = Some(now);
             task.cached_tokens = number(cached.min(num_known));
-            if task.waited.is_none() && task.seen_plan < self.last_plan_id {
-                task.waited = Some(WaitReason::Turn);
-            }
-            if let Some(reason) = task.waited {
-                self.counters.waits[reason as usize] += 1;
-            }
+            task.waited = task.wait_reason(self.last_plan_id);
+            self.counters.waited(task.waited);
             self.tempo.admitted(now, others_waited);
         }
         let num_sampled = number(task.generated.len());

@@ -33,11 +33,11 @@ pub struct Counters {
     pub rows: u64,
     /// Plans that admit requests beside others that run.
     pub joins: u64,
-    /// Prompt tokens that were found in the prefix cache.
+    /// Tokens that were found in the prefix cache: of prompts, and again of requests that were stopped.
     pub cached_tokens: u64,
     /// Times that a request was stopped to make room.
     pub preemptions: u64,
-    /// Requests that had to wait, by `WaitReason::ALL`.
+    /// Requests that had to wait, by `WaitReason::ALL`: those that started, and those whose time in the queue was over.
     pub waits: [u64; WaitReason::ALL.len()],
     /// Requests that were turned away, by `Refusal::ALL`; they count as failed, too.
     pub refusals: [u64; Refusal::ALL.len()],
@@ -49,4 +49,12 @@ pub struct Counters {
     pub failed: u64,
     /// Requests whose client went away.
     pub cancelled: u64,
+}
+
+impl Counters {
+    pub(super) fn waited(&mut self, reason: Option<WaitReason>) {
+        if let Some(reason) = reason {
+            self.waits[reason as usize] += 1;
+        }
+    }
 }

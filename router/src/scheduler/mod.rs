@@ -34,7 +34,7 @@ pub use apply::ProtocolError;
 pub use limits::{GroupLimits, Limits, LimitsError, Misfit, Policy, Reserve};
 pub use metrics::Counters;
 
-use crate::event::{Delivery, Failure, Output, Refusal};
+use crate::event::{Delivery, Failure, Output, Refusal, WaitReason};
 use crate::request::{LogprobParams, Request, RequestId};
 #[cfg(test)]
 use bugs::Bug;
@@ -130,7 +130,7 @@ impl Scheduler {
             return;
         }
         if let Some((refusal, retry_after)) = self.refusal(&request, now) {
-            self.refuse(request.id, refusal, retry_after, out);
+            out.push(self.refuse(request.id, refusal, retry_after, None));
             return;
         }
         let task = Task::new(request, now, self.last_plan_id);
@@ -177,8 +177,8 @@ impl Scheduler {
         id: RequestId,
         refusal: Refusal,
         retry_after: Duration,
-        out: &mut Vec<Delivery>,
-    ) {
+        waited: Option<WaitReason>,
+    ) -> Delivery {
         self.counters.failed += 1;
         self.counters.refusals[refusal as usize] += 1;
         let retry_after_s = retry_after.as_secs_f64().ceil().clamp(1.0, 60.0);
@@ -190,8 +190,9 @@ impl Scheduler {
         let failure = Failure::Refused {
             refusal,
             retry_after_s: retry_after_s as u32,
+            waited,
         };
-        out.push(failed(id, failure));
+        failed(id, failure)
     }
 
     /// Ends every request whose time is over.
@@ -202,9 +203,11 @@ impl Scheduler {
                     .queue_deadline()
                     .is_some_and(|deadline| deadline <= now)
             {
+                let waited = task.wait_reason(self.last_plan_id);
                 self.drop_request(id);
+                self.counters.waited(waited);
                 let wait = self.tempo.wait(self.queue.num_new(), now);
-                self.refuse(id, Refusal::QueueTimeout, wait, out);
+                out.push(self.refuse(id, Refusal::QueueTimeout, wait, waited));
                 continue;
             }
             let running = self

@@ -86,6 +86,12 @@ impl Task {
         Some(self.submitted + self.request.scheduling.total_timeout?)
     }
 
+    /// Why it waited, if it had to, after this plan.
+    pub(super) fn wait_reason(&self, last_plan: u64) -> Option<WaitReason> {
+        let is_late = self.seen_plan < last_plan;
+        self.waited.or(is_late.then_some(WaitReason::Turn))
+    }
+
     pub(super) fn timings(&self, now: Duration) -> Timings {
         let started = self.started.unwrap_or(now);
         Timings {

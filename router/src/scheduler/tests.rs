@@ -140,3 +140,32 @@ fn registrations_that_do_not_fit_one_message_come_in_several_plans() {
         assert!(size <= MAX_MESSAGE_BYTES, "{size} bytes");
     }
 }
+
+#[test]
+fn whose_time_in_the_queue_is_over_learns_why_it_waited() {
+    use crate::event::{Failure, Output, Refusal, WaitReason};
+    let at = std::time::Duration::from_secs;
+    let mut scheduler = roomy();
+    let mut out = Vec::new();
+    for id in 0..3 {
+        let mut long = request(id, 5_000, 10);
+        long.scheduling.queue_timeout = Some(at(5));
+        scheduler.submit(long, at(0), &mut out);
+        scheduler.plan(at(0), &mut out).unwrap();
+        scheduler.in_flight.clear();
+    }
+    scheduler.plan(at(0), &mut out).unwrap();
+    scheduler.expire(at(5), &mut out);
+    let waited = Some(WaitReason::LongPrompts);
+    assert!(
+        out.iter().any(|delivery| matches!(
+            delivery.output,
+            Output::Failed(Failure::Refused { refusal: Refusal::QueueTimeout, waited: why, .. }) if why == waited
+        )),
+        "{out:?}"
+    );
+    assert_eq!(
+        scheduler.counters.waits[WaitReason::LongPrompts as usize],
+        1
+    );
+}

@@ -169,6 +169,7 @@ fn refused(refusal: Refusal) -> Output {
     Output::Failed(Failure::Refused {
         refusal,
         retry_after_s: 7,
+        waited: None,
     })
 }
 

@@ -111,6 +111,7 @@ impl Penstock {
                 Output::Failed(Failure::Refused {
                     refusal,
                     retry_after_s,
+                    ..
                 }) => Event::Refused {
                     reason: refusal.name(),
                     retry_after_s,

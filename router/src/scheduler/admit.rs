@@ -40,7 +40,7 @@ struct Offer {
 impl Scheduler {
     /// Admits waiting requests in order. Those that do not fit are passed, but not too often.
     pub(super) fn admit(&mut self, draft: &mut Draft, budget: &Budget, now: Duration) {
-        self.left_behind = !self.queue.is_empty();
+        draft.others_waited = std::mem::replace(&mut self.left_behind, !self.queue.is_empty());
         if !self.left_behind {
             return;
         }
@@ -286,7 +286,6 @@ impl Scheduler {
         offer: Offer,
         now: Duration,
     ) {
-        let others_waited = self.left_behind;
         let mut task = self.queue.remove(id).expect("it still waits");
         let Seat { index: seat, .. } = occupancy.seat;
         let scheduling = task.request.scheduling;
@@ -309,7 +308,7 @@ impl Scheduler {
             if let Some(reason) = task.waited {
                 self.counters.waits[reason as usize] += 1;
             }
-            self.tempo.admitted(now, others_waited);
+            self.tempo.admitted(now, draft.others_waited);
         }
         let num_sampled = number(task.generated.len());
         #[cfg(test)]

@@ -254,6 +254,8 @@ impl Scheduler {
     fn drop_request(&mut self, id: RequestId) -> bool {
         if let Some(task) = self.queue.remove(id) {
             self.deadlines.remove(&task);
+            // There may be no other plan to find that out, if those who come now are turned away.
+            self.left_behind &= !self.queue.is_empty();
             return true;
         }
         match self.running.seat_of(id) {

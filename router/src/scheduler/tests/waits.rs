@@ -1,0 +1,134 @@
+//! Nobody waits, or is turned away, for the sake of something that does not stand in the way.
+
+use std::time::Duration;
+
+use super::request;
+use crate::event::{Delivery, Failure, Output, Refusal};
+use crate::request::{Request, RequestId};
+use crate::scheduler::step::{Plan, RowResult, RowStatus, StepResult};
+use crate::scheduler::{Limits, Policy, Scheduler};
+
+const STEP: Duration = Duration::from_millis(20);
+
+/// A scheduler, a clock, and an engine that answers every row.
+struct Server {
+    scheduler: Scheduler,
+    now: Duration,
+    out: Vec<Delivery>,
+}
+
+impl Server {
+    fn new(change: impl FnOnce(&mut Limits)) -> Self {
+        let mut limits = super::roomy().limits().clone();
+        limits.depth = 1;
+        change(&mut limits);
+        let limits = Limits::new(limits).unwrap();
+        Self {
+            scheduler: Scheduler::new(limits, Policy::default(), super::super::Counters::default()),
+            now: Duration::ZERO,
+            out: Vec::new(),
+        }
+    }
+
+    fn submit(&mut self, request: Request) {
+        self.scheduler.submit(request, self.now, &mut self.out);
+    }
+
+    fn plan(&mut self) -> Option<Plan> {
+        self.scheduler.plan(self.now, &mut self.out)
+    }
+
+    /// The oldest plan's result comes a step later.
+    fn answer(&mut self) {
+        let plan = self.scheduler.in_flight.front().expect("it is in flight");
+        let rows = plan.rows.iter().map(|row| RowResult {
+            seat: row.seat,
+            position: row.position,
+            status: RowStatus::Ok,
+            num_tokens: u32::from(row.sample),
+        });
+        let rows: Vec<RowResult> = rows.collect();
+        let sampled = rows.iter().filter(|row| row.num_tokens > 0).count();
+        let result = StepResult {
+            plan_id: plan.plan_id,
+            token_ids: vec![1; sampled],
+            rows,
+            step_us: 20_000,
+            ..StepResult::default()
+        };
+        self.now += STEP;
+        let applied = self.scheduler.apply(&result, self.now, &mut self.out);
+        applied.unwrap();
+    }
+
+    fn step(&mut self) {
+        self.plan();
+        if self.scheduler.num_in_flight() > 0 {
+            self.answer();
+        }
+    }
+
+    fn drain(&mut self) {
+        while self.scheduler.has_work() {
+            self.step();
+        }
+    }
+
+    fn refusals(&self) -> Vec<(RequestId, Refusal)> {
+        let refused = |delivery: &Delivery| match delivery.output {
+            Output::Failed(Failure::Refused { refusal, .. }) => Some((delivery.request, refusal)),
+            _ => None,
+        };
+        self.out.iter().filter_map(refused).collect()
+    }
+
+    fn runs(&self, id: u64) -> bool {
+        self.scheduler.running.seat_of(RequestId(id)).is_some()
+    }
+}
+
+fn within(mut request: Request, limit: Duration) -> Request {
+    request.scheduling.queue_timeout = Some(limit);
+    request
+}
+
+#[test]
+fn the_time_when_nobody_came_says_nothing_about_the_pace() {
+    let mut server = Server::new(|_| ());
+    for id in 0..5 {
+        server.submit(request(id, 40, 2));
+        server.drain();
+        server.now += Duration::from_secs(60);
+    }
+    // Of these the first plan takes some, and the next ones the others.
+    for id in 5..25 {
+        server.submit(within(request(id, 100, 2), Duration::from_secs(10)));
+    }
+    server.step();
+    server.submit(within(request(25, 100, 2), Duration::from_secs(10)));
+    server.drain();
+    assert_eq!(server.refusals(), []);
+}
+
+#[test]
+fn nobody_is_refused_for_the_sake_of_those_who_have_left_the_queue() {
+    let mut server = Server::new(|limits| limits.max_rows = 1);
+    for id in 0..4 {
+        server.submit(request(id, 10, 2));
+    }
+    while !server.runs(2) {
+        server.step();
+    }
+    // The last one gives up while the other's last step runs.
+    server.plan();
+    server.scheduler.cancel(RequestId(3));
+    server.answer();
+    while server.scheduler.num_in_flight() > 0 {
+        server.answer();
+    }
+    server.drain();
+    server.now += Duration::from_secs(100);
+    server.submit(within(request(4, 10, 2), Duration::from_secs(5)));
+    assert_eq!(server.refusals(), []);
+    server.drain();
+}

@@ -64,7 +64,7 @@ impl Scheduler {
                 Err(reason) => {
                     let task = self.queue.get_mut(id).expect("it was not admitted");
                     task.waited = Some(reason);
-                    let is_misfit = matches!(reason, WaitReason::Blocks | WaitReason::Seats);
+                    let is_misfit = reason == WaitReason::Blocks;
                     let blocks_others = is_misfit && task.passed >= MAX_PASSED;
                     if is_misfit {
                         misfits.push(id);
@@ -131,16 +131,17 @@ impl Scheduler {
             return Err(WaitReason::Blocks);
         }
         let task = self.queue.get(id).expect("the queue has just named it");
+        let wants_lane = task.request.sampling.needs_penalty_lane();
+        // Those who pass it take no lane, so it is no misfit that others must wait for.
+        if wants_lane && !self.seats.has_free_lane() {
+            return Err(WaitReason::Seats);
+        }
         let entries = list_entries(&task.request, task.num_known());
         let fits = draft.list_entries + entries <= MAX_LIST_ENTRIES;
         if !fits && !draft.registrations.is_empty() {
             return Err(WaitReason::StepFull);
         }
         let offer = self.offer(draft, budget, id)?;
-        let wants_lane = self
-            .queue
-            .get(id)
-            .is_some_and(|task| task.request.sampling.needs_penalty_lane());
         let occupancy = self.seats.take(wants_lane).ok_or(WaitReason::Seats)?;
         draft.list_entries += entries;
         self.seat(draft, id, occupancy, offer, now);

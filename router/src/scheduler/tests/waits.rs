@@ -132,3 +132,20 @@ fn nobody_is_refused_for_the_sake_of_those_who_have_left_the_queue() {
     assert_eq!(server.refusals(), []);
     server.drain();
 }
+
+#[test]
+fn who_waits_for_a_penalty_lane_holds_up_nobody_who_needs_none() {
+    let mut server = Server::new(|limits| limits.num_lanes = 1);
+    for id in 0..2 {
+        let mut request = request(id, 10, 500);
+        request.sampling.repetition_penalty = 1.5;
+        server.submit(request);
+    }
+    server.step();
+    assert!(server.runs(0) && !server.runs(1));
+    for id in 2..52 {
+        server.submit(request(id, 10, 500));
+        server.step();
+        assert!(server.runs(id), "request {id} waits");
+    }
+}

@@ -41,10 +41,17 @@ impl Scheduler {
     /// Admits waiting requests in order. Those that do not fit are passed, but not too often.
     pub(super) fn admit(&mut self, draft: &mut Draft, budget: &Budget, now: Duration) {
         draft.others_waited = std::mem::replace(&mut self.left_behind, !self.queue.is_empty());
+        self.left_unseen = false;
         if !self.left_behind {
             return;
         }
         self.survey(draft);
+        self.left_unseen = !self.admit_all(draft, budget, now);
+        self.left_behind = !self.queue.is_empty();
+    }
+
+    /// True if every request that still waits was looked at.
+    fn admit_all(&mut self, draft: &mut Draft, budget: &Budget, now: Duration) -> bool {
         let mut tried: Vec<RequestId> = Vec::new();
         let mut misfits: Vec<RequestId> = Vec::new();
         while let Some(id) = self.queue.next(now, &tried) {
@@ -58,7 +65,7 @@ impl Scheduler {
                         }
                     }
                     if most >= MAX_PASSED {
-                        break;
+                        return false;
                     }
                 }
                 Err(reason) => {
@@ -75,12 +82,12 @@ impl Scheduler {
                         || self.short_of_blocks;
                     let enough = tried.len() == MAX_TRIED || misfits.len() == MAX_MISFITS;
                     if full || blocks_others || enough {
-                        break;
+                        return false;
                     }
                 }
             }
         }
-        self.left_behind = !self.queue.is_empty();
+        true
     }
 
     /// Looks once at all that run, for what every waiting request needs to know of them.

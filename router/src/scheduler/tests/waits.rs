@@ -149,3 +149,44 @@ fn who_waits_for_a_penalty_lane_holds_up_nobody_who_needs_none() {
         assert!(server.runs(id), "request {id} waits");
     }
 }
+
+#[test]
+fn who_fits_is_not_refused_because_another_does_not() {
+    let mut server = Server::new(|limits| limits.num_lanes = 1);
+    for id in 0..20 {
+        server.submit(request(id, 100, 2));
+    }
+    server.drain();
+    for id in 20..22 {
+        let mut request = request(id, 10, 1000);
+        request.sampling.repetition_penalty = 1.5;
+        server.submit(request);
+    }
+    for _ in 0..400 {
+        server.step();
+    }
+    server.submit(within(request(22, 10, 2), Duration::from_secs(5)));
+    assert_eq!(server.refusals(), []);
+    server.step();
+    assert!(server.runs(22));
+}
+
+#[test]
+fn who_fits_is_not_refused_because_another_lacks_blocks() {
+    let mut server = Server::new(|limits| limits.groups[0].num_blocks = 128);
+    for id in 0..20 {
+        server.submit(request(id, 100, 2));
+    }
+    server.drain();
+    for id in 20..22 {
+        server.submit(request(id, 10, 1500));
+    }
+    for _ in 0..400 {
+        server.step();
+    }
+    assert!(server.runs(20) && !server.runs(21));
+    server.submit(within(request(22, 10, 2), Duration::from_secs(5)));
+    assert_eq!(server.refusals(), []);
+    server.step();
+    assert!(server.runs(22));
+}

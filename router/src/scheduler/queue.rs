@@ -18,8 +18,8 @@ const MAX_IDLE_TENANTS: usize = 1024;
 /// Requests of one class.
 #[derive(Debug, Default)]
 struct Class {
-    /// Submission times by arrival: the first is the oldest.
-    arrivals: BTreeMap<u64, Duration>,
+    /// By arrival, with the time of submission: the first is the oldest.
+    arrivals: BTreeMap<u64, (Duration, RequestId)>,
     /// Stopped before, by arrival.
     resumed: BTreeMap<u64, RequestId>,
     /// By service received, then tenant.
@@ -77,20 +77,22 @@ impl Queue {
         self.lift(tenant);
         let service = self.service.get(&tenant).copied().unwrap_or(0);
         let members = &mut self.classes[index(class)];
-        members.arrivals.insert(task.arrival, task.submitted);
-        members.new.insert((tenant, task.arrival), task.request.id);
+        let id = task.request.id;
+        members.arrivals.insert(task.arrival, (task.submitted, id));
+        members.new.insert((tenant, task.arrival), id);
         members.tenants.insert((service, tenant));
-        let before = self.tasks.insert(task.request.id, task);
+        let before = self.tasks.insert(id, task);
         debug_assert!(before.is_none(), "request ids are never reused");
     }
 
     /// A request that has run before; it keeps its place.
     pub(super) fn push_resumed(&mut self, task: Task) {
         let members = &mut self.classes[index(task.request.scheduling.class)];
-        members.arrivals.insert(task.arrival, task.submitted);
-        members.resumed.insert(task.arrival, task.request.id);
+        let id = task.request.id;
+        members.arrivals.insert(task.arrival, (task.submitted, id));
+        members.resumed.insert(task.arrival, id);
         self.num_resumed += 1;
-        self.tasks.insert(task.request.id, task);
+        self.tasks.insert(id, task);
     }
 
     /// `None` if the request does not wait.
@@ -111,19 +113,27 @@ impl Queue {
         Some(task)
     }
 
-    /// The request to admit next, of those not in `tried`.
+    /// The request to admit next, of those not in `tried`. Who has become older than a higher class goes before it alone:
+    /// the rest of its class waits for its own turn.
     pub(super) fn next(&self, now: Duration, tried: &[RequestId]) -> Option<RequestId> {
-        let mut classes: Vec<(u64, u64, &Class)> = (1..)
-            .zip(&self.classes)
-            .filter_map(|(class, members)| {
-                let (&arrival, &submitted) = members.arrivals.first_key_value()?;
-                let age = now.saturating_sub(submitted).as_secs() / AGEING.as_secs();
-                Some((u64::saturating_sub(class, age).max(1), arrival, members))
-            })
-            .collect();
-        classes.sort_unstable_by_key(|&(class, arrival, _)| (class, arrival));
-        let in_order = classes.iter().flat_map(|(.., members)| members.in_order());
-        in_order.copied().find(|id| !tried.contains(id))
+        let untried = |id: &RequestId| !tried.contains(id);
+        let classes = (1..).zip(&self.classes);
+        let waiting = classes.filter_map(|(class, members)| {
+            let mut arrivals = members.arrivals.iter();
+            let (&arrival, &(submitted, id)) = arrivals.find(|(_, (_, id))| untried(id))?;
+            let age = now.saturating_sub(submitted).as_secs() / AGEING.as_secs();
+            let level = u64::saturating_sub(class, age).max(1);
+            Some((level, arrival, id, class, members))
+        });
+        let waiting: Vec<_> = waiting.collect();
+        let first = waiting
+            .iter()
+            .min_by_key(|&&(level, arrival, ..)| (level, arrival));
+        let &(_, _, oldest, class, members) = first?;
+        if waiting.iter().any(|&(.., other, _)| other < class) {
+            return Some(oldest);
+        }
+        members.in_order().copied().find(untried)
     }
 
     /// Requests that go before a new one of this class, as far as classes tell.
@@ -305,5 +315,16 @@ mod tests {
             "{}",
             queue.service.len()
         );
+    }
+
+    #[test]
+    fn who_ages_takes_nobody_along() {
+        let mut queue = Queue::default();
+        queue.push(task(0, 5, 1, 0));
+        queue.generated(1, 100);
+        queue.push(task(1, 5, 2, 45));
+        queue.push(task(2, 1, 3, 45));
+        // After 40 s the first is level with the first class, and older.
+        assert_eq!(order(&mut queue, 45), [0, 2, 1]);
     }
 }

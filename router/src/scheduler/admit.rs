@@ -304,10 +304,12 @@ impl Scheduler {
             });
         let cached = hold.cached_units() * self.cache.tokens_per_unit();
         let num_known = task.num_known();
-        self.queue
-            .admitted(scheduling.tenant, num_known.saturating_sub(cached));
+        let num_computed = num_known.saturating_sub(cached);
         self.counters.cached_tokens += cached as u64;
-        if task.started.is_none() {
+        if task.started.is_some() {
+            self.queue.resumed(scheduling.tenant, num_computed);
+        } else {
+            self.queue.admitted(scheduling.tenant, num_computed);
             task.started = Some(now);
             task.cached_tokens = number(cached.min(num_known));
             if task.waited.is_none() && task.seen_plan < self.last_plan_id {

@@ -2,6 +2,7 @@
 //! age; in a class those who have run before come first, then the tenant who has been served least (virtual token
 //! counters: Sheng et al., "Fairness in Serving Large Language Models", 2024); of a tenant the request that came first.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
@@ -12,8 +13,10 @@ use crate::request::{RequestId, Scheduling};
 const AGEING: Duration = Duration::from_secs(10);
 /// A generated token costs a tenant this many prompt tokens.
 const OUTPUT_WEIGHT: u64 = 2;
-/// Tenants without requests that are remembered beside those with requests.
-const MAX_IDLE_TENANTS: usize = 1024;
+/// Service is counted in this part of a prompt token.
+const FRACTION: u64 = 1 << 16;
+/// So many tenants are remembered before those are forgotten who have no claim and no debt.
+const MIN_TENANTS: usize = 1024;
 
 /// Requests of one class.
 #[derive(Debug, Default)]
@@ -26,6 +29,8 @@ struct Class {
     tenants: BTreeSet<(u64, u64)>,
     /// By tenant, then arrival.
     new: BTreeMap<(u64, u64), RequestId>,
+    /// How many of `new` each tenant has.
+    num_new: HashMap<u64, usize>,
 }
 
 /// All that waits. Leaving costs O(log n) from any place: a client may go at any time.
@@ -37,7 +42,10 @@ pub(super) struct Queue {
     next_arrival: u64,
     /// Service that each tenant has received, in weighted tokens.
     service: HashMap<u64, u64>,
-    /// Service of the tenant served last, before it was charged. Who returns starts from here at least.
+    /// Tenants after which some are forgotten.
+    most_tenants: usize,
+    /// Who comes, or returns, starts from here at least: the service that tenants served last had before, and beyond that
+    /// what each of those who wait got on average since. So those who wait have their turn before ever new ones.
     served: u64,
     /// The most that a tenant has received.
     most_served: u64,
@@ -80,6 +88,7 @@ impl Queue {
         let id = task.request.id;
         members.arrivals.insert(task.arrival, (task.submitted, id));
         members.new.insert((tenant, task.arrival), id);
+        *members.num_new.entry(tenant).or_default() += 1;
         members.tenants.insert((service, tenant));
         let before = self.tasks.insert(id, task);
         debug_assert!(before.is_none(), "request ids are never reused");
@@ -107,7 +116,7 @@ impl Queue {
         }
         members.new.remove(&(tenant, task.arrival));
         let service = self.service.get(&tenant).copied().unwrap_or(0);
-        if members.of(tenant).next().is_none() {
+        if members.take_one(tenant) {
             members.tenants.remove(&(service, tenant));
         }
         Some(task)
@@ -142,17 +151,24 @@ impl Queue {
         classes.map(|members| members.arrivals.len()).sum()
     }
 
-    /// A request of this tenant was admitted; this is what it costs at once.
+    /// A request of this tenant was admitted for the first time; this is what it costs at once.
     pub(super) fn admitted(&mut self, tenant: u64, prompt_tokens: usize) {
-        self.served = self
-            .served
-            .max(self.service.get(&tenant).copied().unwrap_or(0));
-        self.charge(tenant, prompt_tokens as u64);
+        let before = self.service.get(&tenant).copied().unwrap_or(0);
+        let cost = prompt_tokens as u64 * FRACTION;
+        let others = self.classes.iter().map(|members| members.num_new.len());
+        let share = cost / (1 + others.sum::<usize>() as u64);
+        self.served = self.served.saturating_add(share).max(before);
+        self.charge(tenant, cost);
+    }
+
+    /// A request of this tenant was admitted once more: nobody's turn.
+    pub(super) fn resumed(&mut self, tenant: u64, prompt_tokens: usize) {
+        self.charge(tenant, prompt_tokens as u64 * FRACTION);
     }
 
     /// A tenant's requests have generated this many tokens.
     pub(super) fn generated(&mut self, tenant: u64, tokens: usize) {
-        self.charge(tenant, tokens as u64 * OUTPUT_WEIGHT);
+        self.charge(tenant, tokens as u64 * OUTPUT_WEIGHT * FRACTION);
     }
 
     fn charge(&mut self, tenant: u64, cost: u64) {
@@ -168,26 +184,18 @@ impl Queue {
         }
     }
 
-    /// A tenant who was away gets no credit for it.
+    /// A tenant who was away gets no credit for it, and comes after those who came before.
     fn lift(&mut self, tenant: u64) {
-        if self.service.len() > MAX_IDLE_TENANTS + self.tasks.len() {
+        if self.service.len() > self.most_tenants.max(MIN_TENANTS) {
             let (served, classes) = (self.served, &self.classes);
-            let waits = |tenant: u64| {
-                classes
-                    .iter()
-                    .any(|class| class.of(tenant).next().is_some())
-            };
             self.service
-                .retain(|&tenant, service| *service > served || waits(tenant));
+                .retain(|&tenant, service| *service > served || waits(classes, tenant));
+            self.most_tenants = 2 * self.service.len();
         }
-        let waits = self
-            .classes
-            .iter()
-            .any(|class| class.of(tenant).next().is_some());
-        let served = self.served;
-        let service = self.service.entry(tenant).or_insert(served);
-        if !waits {
-            *service = served.max(*service);
+        if !waits(&self.classes, tenant) {
+            self.served += 1;
+            let service = self.service.entry(tenant).or_default();
+            *service = self.served.max(*service);
         }
     }
 
@@ -217,11 +225,29 @@ impl Class {
         self.resumed.values().chain(new)
     }
 
+    /// One of `new` has gone; true if it was the tenant's last.
+    fn take_one(&mut self, tenant: u64) -> bool {
+        let Entry::Occupied(mut left) = self.num_new.entry(tenant) else {
+            return true;
+        };
+        *left.get_mut() -= 1;
+        let none = *left.get() == 0;
+        if none {
+            left.remove();
+        }
+        none
+    }
+
     fn of(&self, tenant: u64) -> impl Iterator<Item = &RequestId> {
         self.new
             .range((tenant, 0)..=(tenant, u64::MAX))
             .map(|(_, id)| id)
     }
+}
+
+fn waits(classes: &[Class], tenant: u64) -> bool {
+    let mut classes = classes.iter();
+    classes.any(|members| members.num_new.contains_key(&tenant))
 }
 
 fn index(class: u8) -> usize {
@@ -311,7 +337,7 @@ mod tests {
             order(&mut queue, 0);
         }
         assert!(
-            queue.service.len() <= MAX_IDLE_TENANTS + 2,
+            queue.service.len() <= MIN_TENANTS + 2,
             "{}",
             queue.service.len()
         );
@@ -326,5 +352,48 @@ mod tests {
         queue.push(task(2, 1, 3, 45));
         // After 40 s the first is level with the first class, and older.
         assert_eq!(order(&mut queue, 45), [0, 2, 1]);
+    }
+
+    #[test]
+    fn of_tenants_served_alike_the_first_comes_first() {
+        let mut queue = Queue::default();
+        for id in 0..4 {
+            queue.push(task(id, 3, 9 - id, 0));
+        }
+        assert_eq!(order(&mut queue, 0), [0, 1, 2, 3]);
+    }
+
+    /// Ten wait, and for each that is served another comes, of a tenant of its own.
+    fn ever_new_tenants(count: u64, returns_at: u64) -> Queue {
+        let mut queue = Queue::default();
+        for id in 0..count {
+            let mut tenant = id;
+            if id >= 10 {
+                let next = queue.next(Duration::ZERO, &[]).unwrap();
+                let served = queue.remove(next).unwrap().request.scheduling.tenant;
+                queue.admitted(served, 10);
+                if id == returns_at {
+                    tenant = served;
+                }
+            }
+            queue.push(task(id, 3, tenant, 0));
+        }
+        queue
+    }
+
+    #[test]
+    fn tenants_that_came_once_are_forgotten_while_others_wait() {
+        let queue = ever_new_tenants(20_000, 0);
+        assert!(
+            queue.service.len() <= MIN_TENANTS + 2,
+            "{}",
+            queue.service.len()
+        );
+    }
+
+    #[test]
+    fn who_was_served_has_a_turn_among_ever_new_tenants() {
+        let queue = ever_new_tenants(500, 400);
+        assert!(queue.get(RequestId(400)).is_none(), "it still waits");
     }
 }

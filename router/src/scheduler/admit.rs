@@ -40,11 +40,18 @@ struct Offer {
 impl Scheduler {
     /// Admits waiting requests in order. Those that do not fit are passed, but not too often.
     pub(super) fn admit(&mut self, draft: &mut Draft, budget: &Budget, now: Duration) {
-        self.left_behind = !self.queue.is_empty();
+        draft.others_waited = std::mem::replace(&mut self.left_behind, !self.queue.is_empty());
+        self.left_unseen = false;
         if !self.left_behind {
             return;
         }
         self.survey(draft);
+        self.left_unseen = !self.admit_all(draft, budget, now);
+        self.left_behind = !self.queue.is_empty();
+    }
+
+    /// True if every request that still waits was looked at.
+    fn admit_all(&mut self, draft: &mut Draft, budget: &Budget, now: Duration) -> bool {
         let mut tried: Vec<RequestId> = Vec::new();
         let mut misfits: Vec<RequestId> = Vec::new();
         while let Some(id) = self.queue.next(now, &tried) {
@@ -58,13 +65,13 @@ impl Scheduler {
                         }
                     }
                     if most >= MAX_PASSED {
-                        break;
+                        return false;
                     }
                 }
                 Err(reason) => {
                     let task = self.queue.get_mut(id).expect("it was not admitted");
                     task.waited = Some(reason);
-                    let is_misfit = matches!(reason, WaitReason::Blocks | WaitReason::Seats);
+                    let is_misfit = reason == WaitReason::Blocks;
                     let blocks_others = is_misfit && task.passed >= MAX_PASSED;
                     if is_misfit {
                         misfits.push(id);
@@ -75,12 +82,12 @@ impl Scheduler {
                         || self.short_of_blocks;
                     let enough = tried.len() == MAX_TRIED || misfits.len() == MAX_MISFITS;
                     if full || blocks_others || enough {
-                        break;
+                        return false;
                     }
                 }
             }
         }
-        self.left_behind = !self.queue.is_empty();
+        true
     }
 
     /// Looks once at all that run, for what every waiting request needs to know of them.
@@ -131,16 +138,17 @@ impl Scheduler {
             return Err(WaitReason::Blocks);
         }
         let task = self.queue.get(id).expect("the queue has just named it");
+        let wants_lane = task.request.sampling.needs_penalty_lane();
+        // Those who pass it take no lane, so it is no misfit that others must wait for.
+        if wants_lane && !self.seats.has_free_lane() {
+            return Err(WaitReason::Seats);
+        }
         let entries = list_entries(&task.request, task.num_known());
         let fits = draft.list_entries + entries <= MAX_LIST_ENTRIES;
         if !fits && !draft.registrations.is_empty() {
             return Err(WaitReason::StepFull);
         }
         let offer = self.offer(draft, budget, id)?;
-        let wants_lane = self
-            .queue
-            .get(id)
-            .is_some_and(|task| task.request.sampling.needs_penalty_lane());
         let occupancy = self.seats.take(wants_lane).ok_or(WaitReason::Seats)?;
         draft.list_entries += entries;
         self.seat(draft, id, occupancy, offer, now);
@@ -286,7 +294,6 @@ impl Scheduler {
         offer: Offer,
         now: Duration,
     ) {
-        let others_waited = self.left_behind;
         let mut task = self.queue.remove(id).expect("it still waits");
         let Seat { index: seat, .. } = occupancy.seat;
         let scheduling = task.request.scheduling;
@@ -297,15 +304,16 @@ impl Scheduler {
             });
         let cached = hold.cached_units() * self.cache.tokens_per_unit();
         let num_known = task.num_known();
-        self.queue
-            .admitted(scheduling.tenant, num_known.saturating_sub(cached));
         self.counters.cached_tokens += cached as u64;
+        // What is computed once more because others needed room is no service to its tenant.
         if task.started.is_none() {
+            let num_computed = num_known.saturating_sub(cached);
+            self.queue.admitted(scheduling.tenant, num_computed);
             task.started = Some(now);
             task.cached_tokens = number(cached.min(num_known));
             task.waited = task.wait_reason(self.last_plan_id);
             self.counters.waited(task.waited);
-            self.tempo.admitted(now, others_waited);
+            self.tempo.admitted(now, draft.others_waited);
         }
         let num_sampled = number(task.generated.len());
         #[cfg(test)]

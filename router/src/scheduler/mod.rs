@@ -89,6 +89,8 @@ pub struct Scheduler {
     acknowledged: u64,
     /// Requests that the last plan left waiting, though it had been offered them.
     left_behind: bool,
+    /// The last plan did not come to look at all of them, so who comes now waits in any case.
+    left_unseen: bool,
     /// The last plan found fewer blocks than will be needed.
     short_of_blocks: bool,
     /// Rows of the previous plan if the next one may refer to them, else empty.
@@ -112,6 +114,7 @@ impl Scheduler {
             last_plan_id: 0,
             acknowledged: 0,
             left_behind: false,
+            left_unseen: false,
             short_of_blocks: false,
             repeatable_rows: Vec::new(),
             running_max_tokens: 0,
@@ -163,12 +166,11 @@ impl Scheduler {
         let scheduling = &request.scheduling;
         let limits = [scheduling.queue_timeout, scheduling.total_timeout];
         let limit = limits.into_iter().flatten().min()?;
-        if !self.left_behind {
+        if !self.left_behind || !self.left_unseen {
             return None;
         }
-        let wait = self
-            .tempo
-            .wait(self.queue.num_before(scheduling.class), now);
+        let num_before = self.queue.num_before(scheduling.class, scheduling.tenant);
+        let wait = self.tempo.wait(num_before, now);
         (wait > limit).then(|| (Refusal::PredictedWait, wait - limit))
     }
 
@@ -256,6 +258,8 @@ impl Scheduler {
     fn drop_request(&mut self, id: RequestId) -> bool {
         if let Some(task) = self.queue.remove(id) {
             self.deadlines.remove(&task);
+            // There may be no other plan to find that out, if those who come now are turned away.
+            self.left_behind &= !self.queue.is_empty();
             return true;
         }
         match self.running.seat_of(id) {
@@ -303,7 +307,7 @@ impl Scheduler {
         self.running = Running::new(limits.num_seats);
         self.tempo = Tempo::default();
         (self.last_plan_id, self.acknowledged) = (0, 0);
-        (self.left_behind, self.short_of_blocks) = (false, false);
+        (self.left_behind, self.left_unseen, self.short_of_blocks) = (false, false, false);
         self.repeatable_rows.clear();
         self.running_max_tokens = 0;
         self.limits = limits;

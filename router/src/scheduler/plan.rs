@@ -21,6 +21,8 @@ pub(super) struct Draft {
     planned: Vec<PlannedRow>,
     /// Seats whose row feeds.
     fed: Vec<u32>,
+    /// The plan before left requests waiting.
+    pub(super) others_waited: bool,
     /// Requests that have a row, or may have one in the plans to come.
     pub(super) num_active: u32,
     /// Prompts of several plans that are being computed.

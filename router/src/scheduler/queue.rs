@@ -2,6 +2,7 @@
 //! age; in a class those who have run before come first, then the tenant who has been served least (virtual token
 //! counters: Sheng et al., "Fairness in Serving Large Language Models", 2024); of a tenant the request that came first.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
@@ -12,20 +13,24 @@ use crate::request::{RequestId, Scheduling};
 const AGEING: Duration = Duration::from_secs(10);
 /// A generated token costs a tenant this many prompt tokens.
 const OUTPUT_WEIGHT: u64 = 2;
-/// Tenants without requests that are remembered beside those with requests.
-const MAX_IDLE_TENANTS: usize = 1024;
+/// Service is counted in this part of a prompt token.
+const FRACTION: u64 = 1 << 16;
+/// So many tenants are remembered before those are forgotten who have no claim and no debt.
+const MIN_TENANTS: usize = 1024;
 
 /// Requests of one class.
 #[derive(Debug, Default)]
 struct Class {
-    /// Submission times by arrival: the first is the oldest.
-    arrivals: BTreeMap<u64, Duration>,
+    /// By arrival, with the time of submission: the first is the oldest.
+    arrivals: BTreeMap<u64, (Duration, RequestId)>,
     /// Stopped before, by arrival.
     resumed: BTreeMap<u64, RequestId>,
     /// By service received, then tenant.
     tenants: BTreeSet<(u64, u64)>,
     /// By tenant, then arrival.
     new: BTreeMap<(u64, u64), RequestId>,
+    /// How many of `new` each tenant has.
+    num_new: HashMap<u64, usize>,
 }
 
 /// All that waits. Leaving costs O(log n) from any place: a client may go at any time.
@@ -37,7 +42,10 @@ pub(super) struct Queue {
     next_arrival: u64,
     /// Service that each tenant has received, in weighted tokens.
     service: HashMap<u64, u64>,
-    /// Service of the tenant served last, before it was charged. Who returns starts from here at least.
+    /// Tenants after which some are forgotten.
+    most_tenants: usize,
+    /// Who comes, or returns, starts from here at least: the service that tenants served last had before, and beyond that
+    /// what each of those who wait got on average since. So those who wait have their turn before ever new ones.
     served: u64,
     /// The most that a tenant has received.
     most_served: u64,
@@ -77,20 +85,23 @@ impl Queue {
         self.lift(tenant);
         let service = self.service.get(&tenant).copied().unwrap_or(0);
         let members = &mut self.classes[index(class)];
-        members.arrivals.insert(task.arrival, task.submitted);
-        members.new.insert((tenant, task.arrival), task.request.id);
+        let id = task.request.id;
+        members.arrivals.insert(task.arrival, (task.submitted, id));
+        members.new.insert((tenant, task.arrival), id);
+        *members.num_new.entry(tenant).or_default() += 1;
         members.tenants.insert((service, tenant));
-        let before = self.tasks.insert(task.request.id, task);
+        let before = self.tasks.insert(id, task);
         debug_assert!(before.is_none(), "request ids are never reused");
     }
 
     /// A request that has run before; it keeps its place.
     pub(super) fn push_resumed(&mut self, task: Task) {
         let members = &mut self.classes[index(task.request.scheduling.class)];
-        members.arrivals.insert(task.arrival, task.submitted);
-        members.resumed.insert(task.arrival, task.request.id);
+        let id = task.request.id;
+        members.arrivals.insert(task.arrival, (task.submitted, id));
+        members.resumed.insert(task.arrival, id);
         self.num_resumed += 1;
-        self.tasks.insert(task.request.id, task);
+        self.tasks.insert(id, task);
     }
 
     /// `None` if the request does not wait.
@@ -105,44 +116,55 @@ impl Queue {
         }
         members.new.remove(&(tenant, task.arrival));
         let service = self.service.get(&tenant).copied().unwrap_or(0);
-        if members.of(tenant).next().is_none() {
+        if members.take_one(tenant) {
             members.tenants.remove(&(service, tenant));
         }
         Some(task)
     }
 
-    /// The request to admit next, of those not in `tried`.
+    /// The request to admit next, of those not in `tried`. Who has become older than a higher class goes before it alone:
+    /// the rest of its class waits for its own turn.
     pub(super) fn next(&self, now: Duration, tried: &[RequestId]) -> Option<RequestId> {
-        let mut classes: Vec<(u64, u64, &Class)> = (1..)
-            .zip(&self.classes)
-            .filter_map(|(class, members)| {
-                let (&arrival, &submitted) = members.arrivals.first_key_value()?;
-                let age = now.saturating_sub(submitted).as_secs() / AGEING.as_secs();
-                Some((u64::saturating_sub(class, age).max(1), arrival, members))
-            })
-            .collect();
-        classes.sort_unstable_by_key(|&(class, arrival, _)| (class, arrival));
-        let in_order = classes.iter().flat_map(|(.., members)| members.in_order());
-        in_order.copied().find(|id| !tried.contains(id))
+        let untried = |id: &RequestId| !tried.contains(id);
+        let classes = (1..).zip(&self.classes);
+        let waiting = classes.filter_map(|(class, members)| {
+            let mut arrivals = members.arrivals.iter();
+            let (&arrival, &(submitted, id)) = arrivals.find(|(_, (_, id))| untried(id))?;
+            let age = now.saturating_sub(submitted).as_secs() / AGEING.as_secs();
+            let level = u64::saturating_sub(class, age).max(1);
+            Some((level, arrival, id, class, members))
+        });
+        let waiting: Vec<_> = waiting.collect();
+        let first = waiting
+            .iter()
+            .min_by_key(|&&(level, arrival, ..)| (level, arrival));
+        let &(_, _, oldest, class, members) = first?;
+        if waiting.iter().any(|&(.., other, _)| other < class) {
+            return Some(oldest);
+        }
+        members.in_order().copied().find(untried)
     }
 
-    /// Requests that go before a new one of this class, as far as classes tell.
-    pub(super) fn num_before(&self, class: u8) -> usize {
-        let classes = self.classes[..=index(class)].iter();
-        classes.map(|members| members.arrivals.len()).sum()
+    /// Requests that go before a new one of this class and tenant, as far as classes and equal turns of tenants tell.
+    pub(super) fn num_before(&self, class: u8, tenant: u64) -> usize {
+        let (higher, same) = self.classes.split_at(index(class));
+        let higher = higher.iter().map(|members| members.arrivals.len());
+        higher.sum::<usize>() + same[0].num_before(tenant)
     }
 
-    /// A request of this tenant was admitted; this is what it costs at once.
+    /// A request of this tenant was admitted for the first time; this is what it costs at once.
     pub(super) fn admitted(&mut self, tenant: u64, prompt_tokens: usize) {
-        self.served = self
-            .served
-            .max(self.service.get(&tenant).copied().unwrap_or(0));
-        self.charge(tenant, prompt_tokens as u64);
+        let before = self.service.get(&tenant).copied().unwrap_or(0);
+        let cost = prompt_tokens as u64 * FRACTION;
+        let others = self.classes.iter().map(|members| members.num_new.len());
+        let share = cost / (1 + others.sum::<usize>() as u64);
+        self.served = self.served.saturating_add(share).max(before);
+        self.charge(tenant, cost);
     }
 
     /// A tenant's requests have generated this many tokens.
     pub(super) fn generated(&mut self, tenant: u64, tokens: usize) {
-        self.charge(tenant, tokens as u64 * OUTPUT_WEIGHT);
+        self.charge(tenant, tokens as u64 * OUTPUT_WEIGHT * FRACTION);
     }
 
     fn charge(&mut self, tenant: u64, cost: u64) {
@@ -158,26 +180,18 @@ impl Queue {
         }
     }
 
-    /// A tenant who was away gets no credit for it.
+    /// A tenant who was away gets no credit for it, and comes after those who came before.
     fn lift(&mut self, tenant: u64) {
-        if self.service.len() > MAX_IDLE_TENANTS + self.tasks.len() {
+        if self.service.len() > self.most_tenants.max(MIN_TENANTS) {
             let (served, classes) = (self.served, &self.classes);
-            let waits = |tenant: u64| {
-                classes
-                    .iter()
-                    .any(|class| class.of(tenant).next().is_some())
-            };
             self.service
-                .retain(|&tenant, service| *service > served || waits(tenant));
+                .retain(|&tenant, service| *service > served || waits(classes, tenant));
+            self.most_tenants = 2 * self.service.len();
         }
-        let waits = self
-            .classes
-            .iter()
-            .any(|class| class.of(tenant).next().is_some());
-        let served = self.served;
-        let service = self.service.entry(tenant).or_insert(served);
-        if !waits {
-            *service = served.max(*service);
+        if !waits(&self.classes, tenant) {
+            self.served += 1;
+            let service = self.service.entry(tenant).or_default();
+            *service = self.served.max(*service);
         }
     }
 
@@ -207,11 +221,37 @@ impl Class {
         self.resumed.values().chain(new)
     }
 
+    fn num_before(&self, tenant: u64) -> usize {
+        let own = self.num_new.get(&tenant).copied().unwrap_or(0);
+        let others = self.num_new.len() - usize::from(own > 0);
+        // Of every other one as many as of its own, and the one whose turn it is.
+        let turns = own + others.saturating_mul(own + 1);
+        self.resumed.len() + turns.min(self.new.len())
+    }
+
+    /// One of `new` has gone; true if it was the tenant's last.
+    fn take_one(&mut self, tenant: u64) -> bool {
+        let Entry::Occupied(mut left) = self.num_new.entry(tenant) else {
+            return true;
+        };
+        *left.get_mut() -= 1;
+        let none = *left.get() == 0;
+        if none {
+            left.remove();
+        }
+        none
+    }
+
     fn of(&self, tenant: u64) -> impl Iterator<Item = &RequestId> {
         self.new
             .range((tenant, 0)..=(tenant, u64::MAX))
             .map(|(_, id)| id)
     }
+}
+
+fn waits(classes: &[Class], tenant: u64) -> bool {
+    let mut classes = classes.iter();
+    classes.any(|members| members.num_new.contains_key(&tenant))
 }
 
 fn index(class: u8) -> usize {
@@ -301,9 +341,63 @@ mod tests {
             order(&mut queue, 0);
         }
         assert!(
-            queue.service.len() <= MAX_IDLE_TENANTS + 2,
+            queue.service.len() <= MIN_TENANTS + 2,
             "{}",
             queue.service.len()
         );
+    }
+
+    #[test]
+    fn who_ages_takes_nobody_along() {
+        let mut queue = Queue::default();
+        queue.push(task(0, 5, 1, 0));
+        queue.generated(1, 100);
+        queue.push(task(1, 5, 2, 45));
+        queue.push(task(2, 1, 3, 45));
+        // After 40 s the first is level with the first class, and older.
+        assert_eq!(order(&mut queue, 45), [0, 2, 1]);
+    }
+
+    #[test]
+    fn of_tenants_served_alike_the_first_comes_first() {
+        let mut queue = Queue::default();
+        for id in 0..4 {
+            queue.push(task(id, 3, 9 - id, 0));
+        }
+        assert_eq!(order(&mut queue, 0), [0, 1, 2, 3]);
+    }
+
+    /// Ten wait, and for each that is served another comes, of a tenant of its own.
+    fn ever_new_tenants(count: u64, returns_at: u64) -> Queue {
+        let mut queue = Queue::default();
+        for id in 0..count {
+            let mut tenant = id;
+            if id >= 10 {
+                let next = queue.next(Duration::ZERO, &[]).unwrap();
+                let served = queue.remove(next).unwrap().request.scheduling.tenant;
+                queue.admitted(served, 10);
+                if id == returns_at {
+                    tenant = served;
+                }
+            }
+            queue.push(task(id, 3, tenant, 0));
+        }
+        queue
+    }
+
+    #[test]
+    fn tenants_that_came_once_are_forgotten_while_others_wait() {
+        let queue = ever_new_tenants(20_000, 0);
+        assert!(
+            queue.service.len() <= MIN_TENANTS + 2,
+            "{}",
+            queue.service.len()
+        );
+    }
+
+    #[test]
+    fn who_was_served_has_a_turn_among_ever_new_tenants() {
+        let queue = ever_new_tenants(500, 400);
+        assert!(queue.get(RequestId(400)).is_none(), "it still waits");
     }
 }

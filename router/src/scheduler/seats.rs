@@ -75,6 +75,10 @@ impl Seats {
         !self.free.is_empty()
     }
 
+    pub(super) fn has_free_lane(&self) -> bool {
+        !self.free_lanes.is_empty()
+    }
+
     pub(super) fn has_leaving(&self) -> bool {
         !self.leaving.is_empty()
     }

@@ -4,6 +4,7 @@ mod machine;
 mod memory;
 mod protocol;
 mod speed;
+mod waits;
 mod world;
 
 use prost::Message;

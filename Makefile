@@ -46,6 +46,7 @@ lint: .venv/stamp
 bench: build
 	$(PY) benchmarks/startup.py
 	$(PY) benchmarks/overlap.py
+	$(PY) benchmarks/host_step.py
 	$(PY) benchmarks/serving.py
 	$(PY) benchmarks/long_prompt.py
 

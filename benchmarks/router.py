@@ -16,6 +16,8 @@ Window = dict[str, float]
 
 TOKENS = 256
 ROUNDS = 4
+# Rows of a step come together, so the 99th percentile is one of steps: in 2 s at 20 a second it would be the slowest.
+SATURATED_S, PACED_S = 2, 10
 SATURATED = (64, 256)
 OPEN_STREAMS = 1000
 # Of every 20 ms step, 64 rows; an answer takes 25 steps.
@@ -41,7 +43,8 @@ def paced(streams: int, steps_per_s: int, p99_target: float | None, flags: list[
         first = window(rig.client(server, ["closed", "--streams", str(streams), "--seconds", "1"], *stamped))
         event_bytes = round(first["bytes"] / first["tokens"])
         with rig.bare_loop(event_bytes, 1000, "--steps-per-s", str(steps_per_s)) as bare_server:
-            ours, bare = alternate(server, bare_server, streams, itemgetter("others_cores"), *stamped)
+            least = itemgetter("others_cores")
+            ours, bare = alternate(server, bare_server, (streams, PACED_S), least, *stamped)
     case = f"{streams} streams at {steps_per_s} steps/s"
     for share in ("p50", "p99"):
         peer = record.Peer("bare epoll loop, write to read", bare[f"latency_{share}_ms"])
@@ -60,7 +63,7 @@ def saturated(event_bytes: int, streams: int, flags: list[str]) -> None:
         rig.bare_loop(event_bytes, TOKENS) as bare_server,
     ):
         ours, bare = alternate(
-            server, bare_server, streams, lambda window: -tokens_per_s(window), "--tokens", str(TOKENS)
+            server, bare_server, (streams, SATURATED_S), lambda window: -tokens_per_s(window), "--tokens", str(TOKENS)
         )
     case = f"{streams} streams at saturation"
     words = f"bare epoll loop, {event_bytes} bytes an event"
@@ -83,15 +86,16 @@ def report_costs(case: str, ours: Window, bare: Window, words: str) -> None:
 
 
 def alternate(
-    ours: rig.Server, bare: rig.Server, streams: int, disturbance: Callable[[Window], float], *flags: str
+    ours: rig.Server, bare: rig.Server, load: tuple[int, int], disturbance: Callable[[Window], float], *flags: str
 ) -> tuple[Window, Window]:
-    """Both in turn, each idle in the other's rounds, so that whatever else runs on the machine meets both; of each the
+    """`load`: streams and seconds. Both in turn, each idle in the other's rounds: whatever else runs meets both. Of each the
     round that was disturbed least."""
     rounds: tuple[list[Window], list[Window]] = ([], [])
-    load = ["closed", "--streams", str(streams), "--seconds", "2"]
+    streams, seconds = load
+    command = ["closed", "--streams", str(streams), "--seconds", str(seconds)]
     for _ in range(ROUNDS):
         for server, windows in zip((ours, bare), rounds, strict=True):
-            windows.append(window(rig.client(server, load, *flags)))
+            windows.append(window(rig.client(server, command, *flags)))
     mine, peer = (min(windows, key=disturbance) for windows in rounds)
     return mine, peer
 

@@ -170,9 +170,8 @@ impl Scheduler {
         if !self.left_behind || !self.left_unseen {
             return None;
         }
-        let wait = self
-            .tempo
-            .wait(self.queue.num_before(scheduling.class), now);
+        let num_before = self.queue.num_before(scheduling.class, scheduling.tenant);
+        let wait = self.tempo.wait(num_before, now);
         (wait > limit).then(|| (Refusal::PredictedWait, wait - limit))
     }
 

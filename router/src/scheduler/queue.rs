@@ -145,10 +145,11 @@ impl Queue {
         members.in_order().copied().find(untried)
     }
 
-    /// Requests that go before a new one of this class, as far as classes tell.
-    pub(super) fn num_before(&self, class: u8) -> usize {
-        let classes = self.classes[..=index(class)].iter();
-        classes.map(|members| members.arrivals.len()).sum()
+    /// Requests that go before a new one of this class and tenant, as far as classes and equal turns of tenants tell.
+    pub(super) fn num_before(&self, class: u8, tenant: u64) -> usize {
+        let (higher, same) = self.classes.split_at(index(class));
+        let higher = higher.iter().map(|members| members.arrivals.len());
+        higher.sum::<usize>() + same[0].num_before(tenant)
     }
 
     /// A request of this tenant was admitted for the first time; this is what it costs at once.
@@ -223,6 +224,14 @@ impl Class {
         let tenants = self.tenants.iter();
         let new = tenants.flat_map(|&(_, tenant)| self.of(tenant));
         self.resumed.values().chain(new)
+    }
+
+    fn num_before(&self, tenant: u64) -> usize {
+        let own = self.num_new.get(&tenant).copied().unwrap_or(0);
+        let others = self.num_new.len() - usize::from(own > 0);
+        // Of every other one as many as of its own, and the one whose turn it is.
+        let turns = own + others.saturating_mul(own + 1);
+        self.resumed.len() + turns.min(self.new.len())
     }
 
     /// One of `new` has gone; true if it was the tenant's last.

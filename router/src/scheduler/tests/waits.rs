@@ -190,3 +190,30 @@ fn who_fits_is_not_refused_because_another_lacks_blocks() {
     server.step();
     assert!(server.runs(22));
 }
+
+#[test]
+fn another_tenants_queue_does_not_count() {
+    let mut server = Server::new(|limits| limits.max_rows = 2);
+    for id in 0..60 {
+        let mut request = request(id, 10, 20);
+        request.scheduling.tenant = 1;
+        server.submit(request);
+    }
+    for _ in 0..100 {
+        server.step();
+    }
+    // The pace is one in 200 ms: 50 others take ten seconds.
+    let mut other = within(request(60, 10, 20), Duration::from_secs(2));
+    other.scheduling.tenant = 2;
+    server.submit(other);
+    assert_eq!(server.refusals(), []);
+    for _ in 0..50 {
+        server.step();
+    }
+    assert!(server.runs(60) || server.out.iter().any(|left| left.request == RequestId(60)));
+    assert_eq!(server.refusals(), []);
+    let mut same = within(request(61, 10, 20), Duration::from_secs(2));
+    same.scheduling.tenant = 1;
+    server.submit(same);
+    assert_eq!(server.refusals(), [(RequestId(61), Refusal::PredictedWait)]);
+}

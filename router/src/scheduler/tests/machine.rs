@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed, TestError, TestRunner};
 use proptest_state_machine::{ReferenceStateMachine, StateMachineTest};
 
-use super::world::{Asked, Op, Setup, World};
+use super::world::{Asked, Op, SIZES, Setup, World};
 use crate::event::{Refusal, WaitReason};
 use crate::scheduler::bugs::{self, Bug};
 use crate::scheduler::step::RowStatus;
@@ -28,10 +28,11 @@ impl ReferenceStateMachine for Histories {
     fn init_state() -> BoxedStrategy<Setup> {
         let reserve = prop_oneof![4 => Just(Reserve::Estimate), 1 => Just(Reserve::Full)];
         let cache = prop_oneof![6 => Just(true), 1 => Just(false)];
-        (1u32..=3, any::<bool>(), reserve, cache)
-            .prop_map(|(depth, two_groups, reserve, prefix_cache)| Setup {
+        let size = prop_oneof![4 => Just(0), 4 => Just(1), 3 => 2..SIZES.len()];
+        (1u32..=3, size, reserve, cache)
+            .prop_map(|(depth, size, reserve, prefix_cache)| Setup {
                 depth,
-                two_groups: two_groups && !ONE_GROUP.get(),
+                size: &SIZES[if ONE_GROUP.get() { 0 } else { size }],
                 reserve,
                 prefix_cache,
             })

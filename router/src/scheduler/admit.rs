@@ -252,6 +252,7 @@ impl Scheduler {
         }
         let unit = self.cache.tokens_per_unit();
         let most = (known.len() - 1) / unit * unit;
+        let next = known.get(cached..cached + unit)?;
         let mut buffer = Vec::new();
         for &seat in &draft.writers {
             let sequence = self.running.at(seat);
@@ -259,6 +260,11 @@ impl Scheduler {
             let published = sequence.hold.cached_units() * unit;
             let done = published > cached || to_write <= cached;
             if done || sequence.task.request.scheduling.cache_salt != salt {
+                continue;
+            }
+            // Most share what is cached and no more, and that may be long.
+            let theirs = sequence.task.ids(cached, cached + unit);
+            if !theirs.eq(next.iter().copied()) {
                 continue;
             }
             let theirs = sequence.task.known(&mut buffer);

@@ -67,7 +67,7 @@ pub(super) enum Op {
     /// Milliseconds pass.
     Wait(u64),
     /// The engine is lost with all plans in flight, and another one is opened.
-    Crash,
+    Crash(&'static Size),
 }
 
 /// A greedy request with a prompt of its own.
@@ -250,7 +250,7 @@ impl World {
                 self.scheduler.expire(self.now, &mut out);
                 self.deliver(out);
             }
-            Op::Crash => self.crash(),
+            Op::Crash(size) => self.crash(size),
         }
     }
 
@@ -328,7 +328,8 @@ impl World {
         self.deliver(out);
     }
 
-    fn crash(&mut self) {
+    fn crash(&mut self, size: &'static Size) {
+        self.setup.size = size;
         self.results.clear();
         self.shard = shard(self.setup, &self.model);
         self.record += &engine_line(self.setup);

@@ -25,7 +25,7 @@ const USUAL: Size = Size {
 };
 
 /// The first has one KV group and is the one that histories are recorded for.
-pub(in crate::scheduler::tests) const SIZES: [Size; 8] = [
+pub(in crate::scheduler::tests) static SIZES: [Size; 8] = [
     Size {
         groups: &[(2, 12)],
         ..USUAL

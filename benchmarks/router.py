@@ -88,8 +88,8 @@ def report_costs(case: str, ours: Window, bare: Window, words: str) -> None:
 def alternate(
     ours: rig.Server, bare: rig.Server, load: tuple[int, int], disturbance: Callable[[Window], float], *flags: str
 ) -> tuple[Window, Window]:
-    """`load`: streams and seconds. Both in turn, each idle in the other's rounds: whatever else runs meets both. Of each the
-    round that was disturbed least."""
+    """`load`: streams and seconds. Both in turn, each idle in the other's rounds: whatever else runs meets both. Of
+    each the round that was disturbed least."""
     rounds: tuple[list[Window], list[Window]] = ([], [])
     streams, seconds = load
     command = ["closed", "--streams", str(streams), "--seconds", str(seconds)]

@@ -46,6 +46,9 @@ impl Scheduler {
             return;
         }
         self.survey(draft);
+        if draft.num_long < MAX_LONG {
+            self.queue.unpark();
+        }
         self.left_unseen = !self.admit_all(draft, budget, now);
         self.left_behind = !self.queue.is_empty();
     }
@@ -54,6 +57,7 @@ impl Scheduler {
     fn admit_all(&mut self, draft: &mut Draft, budget: &Budget, now: Duration) -> bool {
         let mut tried: Vec<RequestId> = Vec::new();
         let mut misfits: Vec<RequestId> = Vec::new();
+        let mut num_parked = 0;
         while let Some(id) = self.queue.next(now, &tried) {
             match self.try_admit(draft, budget, id, now) {
                 Ok(()) => {
@@ -76,11 +80,17 @@ impl Scheduler {
                     if is_misfit {
                         misfits.push(id);
                     }
-                    tried.push(id);
+                    if reason == WaitReason::LongPrompts {
+                        self.queue.park(id);
+                        num_parked += 1;
+                    } else {
+                        tried.push(id);
+                    }
                     let full = reason == WaitReason::StepFull
                         || !self.seats.has_free()
                         || self.short_of_blocks;
-                    let enough = tried.len() == MAX_TRIED || misfits.len() == MAX_MISFITS;
+                    let enough =
+                        tried.len() + num_parked == MAX_TRIED || misfits.len() == MAX_MISFITS;
                     if full || blocks_others || enough {
                         return false;
                     }
@@ -252,6 +262,7 @@ impl Scheduler {
         }
         let unit = self.cache.tokens_per_unit();
         let most = (known.len() - 1) / unit * unit;
+        let next = known.get(cached..cached + unit)?;
         let mut buffer = Vec::new();
         for &seat in &draft.writers {
             let sequence = self.running.at(seat);
@@ -259,6 +270,11 @@ impl Scheduler {
             let published = sequence.hold.cached_units() * unit;
             let done = published > cached || to_write <= cached;
             if done || sequence.task.request.scheduling.cache_salt != salt {
+                continue;
+            }
+            // Most share what is cached and no more, and that may be long.
+            let theirs = sequence.task.ids(cached, cached + unit);
+            if !theirs.eq(next.iter().copied()) {
                 continue;
             }
             let theirs = sequence.task.known(&mut buffer);

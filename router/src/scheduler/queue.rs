@@ -29,7 +29,9 @@ struct Class {
     tenants: BTreeSet<(u64, u64)>,
     /// By tenant, then arrival.
     new: BTreeMap<(u64, u64), RequestId>,
-    /// How many of `new` each tenant has.
+    /// Of these that cannot start now, whoever else may: in none of the above.
+    parked: Vec<RequestId>,
+    /// How many each tenant has of those that have not run before.
     num_new: HashMap<u64, usize>,
 }
 
@@ -83,43 +85,82 @@ impl Queue {
             self.served = self.most_served;
         }
         self.lift(tenant);
-        let service = self.service.get(&tenant).copied().unwrap_or(0);
         let members = &mut self.classes[index(class)];
-        let id = task.request.id;
-        members.arrivals.insert(task.arrival, (task.submitted, id));
-        members.new.insert((tenant, task.arrival), id);
         *members.num_new.entry(tenant).or_default() += 1;
-        members.tenants.insert((service, tenant));
-        let before = self.tasks.insert(id, task);
+        self.line_up(&task);
+        let before = self.tasks.insert(task.request.id, task);
         debug_assert!(before.is_none(), "request ids are never reused");
     }
 
     /// A request that has run before; it keeps its place.
     pub(super) fn push_resumed(&mut self, task: Task) {
-        let members = &mut self.classes[index(task.request.scheduling.class)];
-        let id = task.request.id;
-        members.arrivals.insert(task.arrival, (task.submitted, id));
-        members.resumed.insert(task.arrival, id);
+        self.line_up(&task);
         self.num_resumed += 1;
-        self.tasks.insert(id, task);
+        self.tasks.insert(task.request.id, task);
     }
 
     /// `None` if the request does not wait.
     pub(super) fn remove(&mut self, id: RequestId) -> Option<Task> {
         let task = self.tasks.remove(&id)?;
+        self.step_out(&task);
+        if task.started.is_some() {
+            self.num_resumed -= 1;
+        } else {
+            let Scheduling { class, tenant, .. } = task.request.scheduling;
+            self.classes[index(class)].take_one(tenant);
+        }
+        Some(task)
+    }
+
+    /// Takes a request out of the order until [`unpark`](Self::unpark), so that nobody has to look past it.
+    pub(super) fn park(&mut self, id: RequestId) {
+        if let Some(task) = self.tasks.remove(&id) {
+            self.step_out(&task);
+            let members = &mut self.classes[index(task.request.scheduling.class)];
+            members.parked.push(id);
+            self.tasks.insert(id, task);
+        }
+    }
+
+    /// All that were parked have their places again.
+    pub(super) fn unpark(&mut self) {
+        for class in 0..self.classes.len() {
+            for id in std::mem::take(&mut self.classes[class].parked) {
+                // Those that have left meanwhile are not there any more.
+                if let Some(task) = self.tasks.remove(&id) {
+                    self.line_up(&task);
+                    self.tasks.insert(id, task);
+                }
+            }
+        }
+    }
+
+    fn line_up(&mut self, task: &Task) {
+        let Scheduling { class, tenant, .. } = task.request.scheduling;
+        let members = &mut self.classes[index(class)];
+        let (id, arrival) = (task.request.id, task.arrival);
+        members.arrivals.insert(arrival, (task.submitted, id));
+        if task.started.is_some() {
+            members.resumed.insert(arrival, id);
+            return;
+        }
+        members.new.insert((tenant, arrival), id);
+        let service = self.service.get(&tenant).copied().unwrap_or(0);
+        members.tenants.insert((service, tenant));
+    }
+
+    fn step_out(&mut self, task: &Task) {
         let Scheduling { class, tenant, .. } = task.request.scheduling;
         let members = &mut self.classes[index(class)];
         members.arrivals.remove(&task.arrival);
         if members.resumed.remove(&task.arrival).is_some() {
-            self.num_resumed -= 1;
-            return Some(task);
+            return;
         }
         members.new.remove(&(tenant, task.arrival));
-        let service = self.service.get(&tenant).copied().unwrap_or(0);
-        if members.take_one(tenant) {
+        if members.of(tenant).next().is_none() {
+            let service = self.service.get(&tenant).copied().unwrap_or(0);
             members.tenants.remove(&(service, tenant));
         }
-        Some(task)
     }
 
     /// The request to admit next, of those not in `tried`. Who has become older than a higher class goes before it alone:
@@ -229,17 +270,14 @@ impl Class {
         self.resumed.len() + turns.min(self.new.len())
     }
 
-    /// One of `new` has gone; true if it was the tenant's last.
-    fn take_one(&mut self, tenant: u64) -> bool {
-        let Entry::Occupied(mut left) = self.num_new.entry(tenant) else {
-            return true;
-        };
-        *left.get_mut() -= 1;
-        let none = *left.get() == 0;
-        if none {
-            left.remove();
+    /// One that has not run before has gone.
+    fn take_one(&mut self, tenant: u64) {
+        if let Entry::Occupied(mut left) = self.num_new.entry(tenant) {
+            *left.get_mut() -= 1;
+            if *left.get() == 0 {
+                left.remove();
+            }
         }
-        none
     }
 
     fn of(&self, tenant: u64) -> impl Iterator<Item = &RequestId> {
@@ -325,7 +363,8 @@ mod tests {
     fn those_who_were_stopped_come_first_in_their_class() {
         let mut queue = Queue::default();
         queue.push(task(0, 3, 1, 0));
-        let stopped = queue.remove(RequestId(0)).unwrap();
+        let mut stopped = queue.remove(RequestId(0)).unwrap();
+        stopped.started = Some(Duration::ZERO);
         queue.push(task(1, 3, 2, 0));
         queue.push(task(2, 1, 2, 0));
         queue.push_resumed(stopped);
@@ -399,5 +438,21 @@ mod tests {
     fn who_was_served_has_a_turn_among_ever_new_tenants() {
         let queue = ever_new_tenants(500, 400);
         assert!(queue.get(RequestId(400)).is_none(), "it still waits");
+    }
+
+    #[test]
+    fn the_parked_are_passed_over_and_keep_their_places() {
+        let mut queue = Queue::default();
+        for id in 0..4 {
+            queue.push(task(id, 3, id % 2, 0));
+        }
+        queue.park(RequestId(0));
+        queue.park(RequestId(2));
+        queue.park(RequestId(3));
+        assert_eq!(queue.next(Duration::ZERO, &[]), Some(RequestId(1)));
+        queue.remove(RequestId(2)).unwrap();
+        queue.unpark();
+        assert_eq!(queue.num_new(), 3);
+        assert_eq!(order(&mut queue, 0), [0, 1, 3]);
     }
 }

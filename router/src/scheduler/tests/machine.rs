@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed, TestError, TestRunner};
 use proptest_state_machine::{ReferenceStateMachine, StateMachineTest};
 
-use super::world::{Asked, Op, Setup, World};
+use super::world::{Asked, Op, SIZES, Setup, Size, World};
 use crate::event::{Refusal, WaitReason};
 use crate::scheduler::bugs::{self, Bug};
 use crate::scheduler::step::RowStatus;
@@ -28,10 +28,10 @@ impl ReferenceStateMachine for Histories {
     fn init_state() -> BoxedStrategy<Setup> {
         let reserve = prop_oneof![4 => Just(Reserve::Estimate), 1 => Just(Reserve::Full)];
         let cache = prop_oneof![6 => Just(true), 1 => Just(false)];
-        (1u32..=3, any::<bool>(), reserve, cache)
-            .prop_map(|(depth, two_groups, reserve, prefix_cache)| Setup {
+        (1u32..=3, size(), reserve, cache)
+            .prop_map(|(depth, size, reserve, prefix_cache)| Setup {
                 depth,
-                two_groups: two_groups && !ONE_GROUP.get(),
+                size,
                 reserve,
                 prefix_cache,
             })
@@ -40,6 +40,8 @@ impl ReferenceStateMachine for Histories {
 
     fn transitions(_: &Setup) -> BoxedStrategy<Op> {
         let failure = prop_oneof![Just(RowStatus::OutOfMemory), Just(RowStatus::BadInput)];
+        // Long enough to rise by classes, now and then.
+        let waits = prop_oneof![7 => 0u64..20, 1 => 0u64..60_000];
         prop_oneof![
             40 => asked().prop_map(Op::Submit),
             60 => Just(Op::Plan),
@@ -48,8 +50,8 @@ impl ReferenceStateMachine for Histories {
             8 => any::<usize>().prop_map(Op::Cancel),
             6 => any::<usize>().prop_map(Op::Finish),
             8 => any::<usize>().prop_map(Op::Preempt),
-            4 => (0u64..20).prop_map(Op::Wait),
-            1 => Just(Op::Crash),
+            4 => waits.prop_map(Op::Wait),
+            1 => size().prop_map(Op::Crash),
         ]
         .boxed()
     }
@@ -57,6 +59,12 @@ impl ReferenceStateMachine for Histories {
     fn apply(state: Setup, _: &Op) -> Setup {
         state
     }
+}
+
+fn size() -> impl Strategy<Value = &'static Size> {
+    let others = if ONE_GROUP.get() { 0 } else { 1 };
+    prop_oneof![4 => Just(0), 4 * others => Just(1), 3 * others => 2..SIZES.len()]
+        .prop_map(|index| &SIZES[index])
 }
 
 fn asked() -> impl Strategy<Value = Asked> {

@@ -20,12 +20,12 @@ fn answer(scheduler: &Scheduler, plan: &Plan) -> StepResult {
         seat: row.seat,
         position: row.position,
         status: RowStatus::Ok,
-        num_tokens: 1,
+        num_tokens: row.sample.into(),
     });
     StepResult {
         plan_id: plan.id,
         rows: rows.collect(),
-        token_ids: vec![1; planned.len()],
+        token_ids: vec![1; planned.iter().filter(|row| row.sample).count()],
         ..StepResult::default()
     }
 }
@@ -72,6 +72,52 @@ fn plans_are_made_in_time() {
             "{num_rows} rows: {spent:?}"
         );
     }
+}
+
+/// A hundred requests at once have this many tokens in common, which are cached, and 40 of their own.
+fn burst_time(shared: u32) -> Duration {
+    let limits = Limits {
+        vocab_size: 1000,
+        groups: vec![GroupLimits {
+            tokens_per_block: 16,
+            num_blocks: 16_384,
+        }],
+        num_seats: 256,
+        num_lanes: 0,
+        max_rows: 256,
+        max_prompt_tokens: 4096,
+        mixed_sizes: vec![4096],
+        depth: 2,
+    };
+    let limits = Limits::new(limits).unwrap();
+    let mut scheduler = Scheduler::new(limits, Policy::default(), Counters::default());
+    let mut out = Vec::new();
+    let mut submit = |scheduler: &mut Scheduler, id: u32| {
+        let mut request = request(id.into(), 1, 1);
+        let own = (0..40).map(|position| (position * 17 + id * 131) % 997);
+        request.prompt_ids = (0..shared).map(|id| id * 7 % 991).chain(own).collect();
+        scheduler.submit(request, Duration::ZERO, &mut out);
+    };
+    submit(&mut scheduler, 0);
+    while let Some(plan) = scheduler.plan(Duration::ZERO, &mut Vec::new()) {
+        let result = answer(&scheduler, &plan);
+        let applied = scheduler.apply(&result, Duration::ZERO, &mut Vec::new());
+        applied.unwrap();
+    }
+    (1..=100).for_each(|id| submit(&mut scheduler, id));
+    let begun = Instant::now();
+    let plan = scheduler.plan(Duration::ZERO, &mut Vec::new()).unwrap();
+    let spent = begun.elapsed();
+    assert_eq!(plan.registrations.len(), 100);
+    spent
+}
+
+#[test]
+#[cfg_attr(debug_assertions, ignore = "measures optimised code")]
+fn a_burst_with_a_long_prefix_is_admitted_in_time() {
+    let spent = (0..5).map(|_| burst_time(32_768)).min().expect("it ran");
+    println!("{spent:?}");
+    assert!(spent <= Duration::from_millis(3 * 5), "{spent:?}");
 }
 
 #[test]

@@ -219,3 +219,19 @@ fn another_tenants_queue_does_not_count() {
     server.submit(same);
     assert_eq!(server.refusals(), [(RequestId(61), Refusal::PredictedWait)]);
 }
+
+#[test]
+fn many_long_prompts_do_not_hold_up_a_short_one() {
+    let mut server = Server::new(|_| ());
+    for id in 0..100 {
+        server.submit(request(id, 2000, 20));
+    }
+    for _ in 0..2 {
+        server.step();
+    }
+    server.submit(request(100, 20, 20));
+    for _ in 0..4 {
+        server.step();
+    }
+    assert!(server.runs(100));
+}

@@ -1,6 +1,7 @@
 //! A tiny engine, a scheduler, and what a naive model of both remembers.
 
 mod checks;
+mod size;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -17,22 +18,15 @@ use crate::scheduler::outputs::Outputs;
 use crate::scheduler::sequence::Sequence;
 use crate::scheduler::step::{Plan, Row, RowStatus, Rows, Seat, StepResult};
 use crate::scheduler::{Counters, GroupLimits, Limits, Policy, Reserve, Scheduler};
+pub(super) use size::{SIZES, Size};
 
 pub(super) const VOCAB: u32 = 23;
-const NUM_SEATS: u32 = 5;
-const NUM_LANES: u32 = 1;
-const MAX_ROWS: u32 = 4;
-const MAX_PROMPT_TOKENS: u32 = 7;
-const MIXED_SIZES: [u32; 3] = [2, 4, 8];
-/// Steps after which something must have got on, whenever there is work.
-const MAX_QUIET: u32 = 32;
 
 /// How a world is made.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Setup {
     pub(super) depth: u32,
-    /// Tokens per block and blocks of two KV groups, or of one.
-    pub(super) two_groups: bool,
+    pub(super) size: &'static Size,
     pub(super) reserve: Reserve,
     pub(super) prefix_cache: bool,
 }
@@ -73,7 +67,7 @@ pub(super) enum Op {
     /// Milliseconds pass.
     Wait(u64),
     /// The engine is lost with all plans in flight, and another one is opened.
-    Crash,
+    Crash(&'static Size),
 }
 
 /// A greedy request with a prompt of its own.
@@ -126,15 +120,9 @@ pub(super) struct World {
     now: Duration,
 }
 
-fn groups(setup: Setup) -> &'static [(u32, u32)] {
-    match setup.two_groups {
-        true => &[(2, 14), (4, 7)],
-        false => &[(2, 12)],
-    }
-}
-
 fn limits(setup: Setup) -> Limits {
-    let groups = groups(setup).iter();
+    let size = setup.size;
+    let groups = size.groups.iter();
     let groups = groups.map(|&(tokens_per_block, num_blocks)| GroupLimits {
         tokens_per_block,
         num_blocks,
@@ -142,18 +130,19 @@ fn limits(setup: Setup) -> Limits {
     let limits = Limits {
         vocab_size: VOCAB,
         groups: groups.collect(),
-        num_seats: NUM_SEATS,
-        num_lanes: NUM_LANES,
-        max_rows: MAX_ROWS,
-        max_prompt_tokens: MAX_PROMPT_TOKENS,
-        mixed_sizes: MIXED_SIZES.to_vec(),
+        num_seats: size.num_seats,
+        num_lanes: size.num_lanes,
+        max_rows: size.max_rows,
+        max_prompt_tokens: size.max_prompt_tokens,
+        mixed_sizes: size.mixed_sizes.to_vec(),
         depth: setup.depth,
     };
     Limits::new(limits).unwrap()
 }
 
 fn shard(setup: Setup, model: &IntegerModel) -> FakeShard {
-    let groups = groups(setup).iter();
+    let size = setup.size;
+    let groups = size.groups.iter();
     let groups = groups.map(|&(tokens_per_block, num_blocks)| KvGroup {
         tokens_per_block,
         bytes_per_block: 1,
@@ -162,17 +151,17 @@ fn shard(setup: Setup, model: &IntegerModel) -> FakeShard {
     let info = EngineInfo {
         vocab_size: VOCAB,
         groups: groups.collect(),
-        num_seats: NUM_SEATS,
-        num_penalty_lanes: NUM_LANES,
-        decode_sizes: vec![MAX_ROWS],
-        mixed_sizes: MIXED_SIZES.to_vec(),
+        num_seats: size.num_seats,
+        num_penalty_lanes: size.num_lanes,
+        decode_sizes: vec![size.max_rows],
+        mixed_sizes: size.mixed_sizes.to_vec(),
         ..FakeConfig::default().info
     };
     FakeShard::new(&info, model.clone())
 }
 
 fn memory(setup: Setup) -> Memory {
-    Memory::new(groups(setup).iter().map(|&(size, _)| size).collect())
+    Memory::new(setup.size.groups.iter().map(|&(size, _)| size).collect())
 }
 
 /// Makes a row's result that of a failure.
@@ -261,7 +250,7 @@ impl World {
                 self.scheduler.expire(self.now, &mut out);
                 self.deliver(out);
             }
-            Op::Crash => self.crash(),
+            Op::Crash(size) => self.crash(size),
         }
     }
 
@@ -339,7 +328,8 @@ impl World {
         self.deliver(out);
     }
 
-    fn crash(&mut self) {
+    fn crash(&mut self, size: &'static Size) {
+        self.setup.size = size;
         self.results.clear();
         self.shard = shard(self.setup, &self.model);
         self.record += &engine_line(self.setup);
@@ -402,8 +392,8 @@ impl World {
             // Also for a row that fails, until its result says so: the plan is all that the scheduler goes by.
             self.memory.run(plan.id, row, computed, &known.oracle);
         }
-        assert!(plan.rows.len() <= MAX_ROWS as usize);
-        assert!(plan.feed_ids.len() <= MAX_PROMPT_TOKENS as usize);
+        assert!(plan.rows.len() <= self.setup.size.max_rows as usize);
+        assert!(plan.feed_ids.len() <= self.setup.size.max_prompt_tokens as usize);
     }
 
     fn ack(&mut self, failure: Option<(usize, RowStatus)>) {
@@ -443,7 +433,8 @@ impl World {
         } else {
             0
         };
-        assert!(self.quiet < MAX_QUIET, "no progress in {MAX_QUIET} steps");
+        let most = self.setup.size.max_quiet;
+        assert!(self.quiet < most, "no progress in {most} steps");
     }
 
     fn deliver(&mut self, out: Vec<Delivery>) {

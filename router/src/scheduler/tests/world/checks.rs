@@ -1,6 +1,6 @@
 //! What must hold after every step, and at the end.
 
-use super::{MAX_ROWS, NUM_LANES, NUM_SEATS, World, groups};
+use super::{Size, World};
 use crate::event::FinishReason;
 use crate::scheduler::admit::MAX_PASSED;
 
@@ -8,6 +8,12 @@ impl World {
     /// Every block is in exactly one place, and so is every seat and lane; every count is what a naive one gives.
     pub(in crate::scheduler::tests) fn check_inventory(&mut self) {
         let scheduler = &self.scheduler;
+        let &Size {
+            groups,
+            num_seats,
+            num_lanes,
+            ..
+        } = self.setup.size;
         let cached = scheduler.cache.tree().units();
         for (group, pool) in scheduler.cache.pools().iter().enumerate() {
             let (mut blocks, fenced) = pool.idle_blocks();
@@ -32,7 +38,7 @@ impl World {
                 blocks.extend(private);
             }
             blocks.sort_unstable();
-            let total = groups(self.setup)[group].1;
+            let total = groups[group].1;
             assert!(
                 blocks.iter().copied().eq(1..=total),
                 "group {group}: {blocks:?}"
@@ -53,12 +59,12 @@ impl World {
             .collect();
         scheduler.cache.tree().audit(&live, &leaving);
         let running = scheduler.running.len();
-        assert_eq!(running + scheduler.seats.idle(), NUM_SEATS as usize);
+        assert_eq!(running + scheduler.seats.idle(), num_seats as usize);
         let lanes = scheduler.running.iter();
         let lanes = lanes.filter(|sequence| sequence.occupancy.lane.is_some());
         assert_eq!(
             lanes.count() + scheduler.seats.idle_lanes(),
-            NUM_LANES as usize
+            num_lanes as usize
         );
         for task in scheduler.queue.iter() {
             assert!(task.passed <= MAX_PASSED, "passed {} times", task.passed);
@@ -97,7 +103,7 @@ impl World {
         let ends = counters.finished + counters.failed + counters.cancelled;
         assert_eq!(ends, self.requests.len() as u64);
         // None on length, and none beyond the plans in flight when the end came, or when a prefix turned out to be void.
-        let readers = u64::from(MAX_ROWS);
+        let readers = u64::from(self.setup.size.max_rows);
         let most = self.surprises * u64::from(self.setup.depth) * readers;
         assert!(counters.wasted_rows <= most, "{counters:?}");
     }

@@ -221,6 +221,8 @@ impl Driver {
         let depth = limits.depth;
         let decode_sizes = info.decode_sizes.clone();
         self.stats.engines_ready += 1;
+        // Before it is announced: who sees it ready finds it counted.
+        self.shared_stats.set(self.stats, &mut Samples::default());
         self.status
             .send_replace(EngineStatus::Ready(Arc::new(facts(info))));
         tracing::info!(

@@ -121,7 +121,9 @@ impl Radix {
         };
         while found.num_units < max_units {
             let rest = &ids[found.num_units * self.tokens_per_unit..];
-            let Some((child, common)) = self.child(found.node, rest) else {
+            // Another unit may have the same hash.
+            let next = self.child(found.node, rest);
+            let Some((child, common)) = next.filter(|&(_, common)| common > 0) else {
                 break;
             };
             let node = &self.nodes[child as usize];

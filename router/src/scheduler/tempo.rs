@@ -132,11 +132,12 @@ impl Tempo {
     /// A request was admitted; `others_waited` before.
     pub(super) fn admitted(&mut self, now: Duration, others_waited: bool) {
         let last = self.last_admission.replace(now);
-        if let (Some(last), true) = (last, others_waited) {
+        // Once nobody waits, the pace of an earlier rush says nothing about the next.
+        self.interval_us = last.filter(|_| others_waited).map(|last| {
             let interval = now.saturating_sub(last).as_secs_f64() * 1e6;
             let before = self.interval_us.unwrap_or(interval);
-            self.interval_us = Some(KEEP_RATE * before + (1.0 - KEEP_RATE) * interval);
-        }
+            KEEP_RATE * before + (1.0 - KEEP_RATE) * interval
+        });
     }
 
     /// How long a request will wait that `num_before` others are before.

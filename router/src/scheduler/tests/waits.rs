@@ -235,3 +235,22 @@ fn many_long_prompts_do_not_hold_up_a_short_one() {
     }
     assert!(server.runs(100));
 }
+
+#[test]
+fn the_pace_of_an_earlier_rush_is_forgotten() {
+    let mut server = Server::new(|limits| limits.max_rows = 2);
+    for id in 0..40 {
+        server.submit(request(id, 10, 200));
+    }
+    server.drain();
+    server.now += Duration::from_secs(3600);
+    for id in 40..44 {
+        server.submit(within(request(id, 10, 2), Duration::from_secs(4)));
+    }
+    server.step();
+    for id in 44..50 {
+        server.submit(within(request(id, 10, 2), Duration::from_secs(4)));
+    }
+    server.drain();
+    assert_eq!(server.refusals(), []);
+}

@@ -12,6 +12,9 @@ DEFAULT_SHAPE = PoolShape()
 DECODE = Rows([(1, 1), (16, 1), (17, 1), (63, 1), (64, 1), (65, 1), (200, 1), (129, 1)])
 PROMPTS = Rows([(1, 1), (40, 1), (5, 5), (128, 127), (140, 129), (70, 2), (20, 3)])
 PADDED = Rows([(33, 1), (0, 1), (90, 1), (0, 1), (20, 7), (0, 3)], padded_tokens=5)
+# As a step is built that can be replayed with another mix of rows: those that are not there have no token.
+ANY_MIX = Rows([*PROMPTS.lens, *[(0, 0)] * 9], padded_tokens=21, max_prompt_rows=7)
+ANY_MIX_OF_ONE_KIND = Rows([*DECODE.lens, *[(0, 0)] * 3], padded_tokens=4, max_prompt_rows=3)
 CPU = torch.device("cpu")
 
 

@@ -23,6 +23,7 @@ class Rows:
 
     lens: list[tuple[int, int]]
     padded_tokens: int = 0  # after the last row
+    max_prompt_rows: int | None = None
 
 
 def block_tables(lens: list[int], tokens_per_block: int, generator: torch.Generator) -> torch.Tensor:
@@ -48,12 +49,15 @@ def attention_batch(rows: Rows, table: torch.Tensor, tokens_per_block: int) -> A
     query_lens = np.array([query_len for _, query_len in rows.lens], np.int32)
     seq_lens = np.array([seq_len for seq_len, _ in rows.lens], np.int32)
     single = query_lens == 1
+    num_decode_rows = int(single.argmin()) if not single.all() else single.size
     return AttentionBatch(
         slot_mapping=torch.tensor(slots, dtype=torch.int64),
         block_table=table,
         seq_lens=torch.from_numpy(seq_lens.copy()),
         query_starts=torch.from_numpy(np.concatenate(([0], np.cumsum(query_lens))).astype(np.int32)),
-        num_decode_rows=int(single.argmin()) if not single.all() else single.size,
+        decode_rows=torch.tensor([num_decode_rows], dtype=torch.int32),
+        max_prompt_rows=rows.max_prompt_rows,
+        num_decode_rows=num_decode_rows,
         host_seq_lens=seq_lens,
         host_query_lens=query_lens,
     )

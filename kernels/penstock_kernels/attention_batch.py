@@ -21,7 +21,11 @@ class AttentionBatch:
     block_table: torch.Tensor  # int32 [R, B], 0 where a row has no block
     seq_lens: torch.Tensor  # int32 [R], keys that the row's last token sees, itself included; 0 in padded rows
     query_starts: torch.Tensor  # int32 [R + 1]
-    num_decode_rows: int  # padded decode rows are counted here
+    decode_rows: torch.Tensor  # int32 [1], num_decode_rows
+    # Most rows of several tokens that a replay of this step may have: it keeps what the host knew of its first run.
+    # None where nothing is replayed, and num_decode_rows is what it is.
+    max_prompt_rows: int | None
     # The same on the host, for implementations that group rows before they launch; never read on a GPU.
+    num_decode_rows: int  # padded decode rows are counted here
     host_seq_lens: np.ndarray  # int32 [R]
     host_query_lens: np.ndarray  # int32 [R]

@@ -36,18 +36,18 @@ def _prompt_tiles(rows, row_counts, query_starts, num_tokens, TILE_TOKENS: tl.co
 
 
 @triton.jit(
-    do_not_specialize=["num_rows", "num_decode_rows", "num_tokens", "num_shares"],
-    do_not_specialize_on_alignment=["seq_lens", "query_starts"],
+    do_not_specialize=["num_rows", "num_tokens", "num_shares"],
+    do_not_specialize_on_alignment=["seq_lens", "query_starts", "decode_rows"],
 )
 def plan_kernel(
     seq_lens,
     query_starts,
+    decode_rows,
     decode_items,  # int32 [items, 3]: row, segment (-1: all of them), number among the rows that are cut
     prompt_items,  # int32 [tiles, 2]: row, tile
     totals,  # int32 [2]: how many of each there are
     counters,  # int32 [cut rows, head blocks]: segments that have finished
     num_rows,
-    num_decode_rows,
     num_tokens,
     num_shares,
     WINDOW: tl.constexpr,
@@ -57,6 +57,7 @@ def plan_kernel(
 ):
     """One program per row, one for the padding. Each adds up what comes before its row, so none waits for another."""
     row = tl.program_id(0)
+    num_decode_rows = tl.load(decode_rows)
     all_keys = 0
     for begin in range(0, num_decode_rows, _CHUNK):
         rows = begin + tl.arange(0, _CHUNK)

@@ -90,6 +90,22 @@ class DeviceRows:
         """T."""
         return self.batch.slot_mapping.shape[0]
 
+    @property
+    def max_decode_rows(self) -> int:
+        """Rows of one token, at most: in a replay any row may be one."""
+        return self.batch.num_decode_rows if self.batch.max_prompt_rows is None else self.batch.seq_lens.shape[0]
+
+    @property
+    def max_prompt_rows(self) -> int:
+        """Rows of several tokens, at most."""
+        num_rows = self.batch.seq_lens.shape[0] - self.batch.num_decode_rows
+        return num_rows if self.batch.max_prompt_rows is None else self.batch.max_prompt_rows
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """Tokens of those and of the padding, at most."""
+        return self.num_tokens - (self.batch.num_decode_rows if self.batch.max_prompt_rows is None else 0)
+
     def plan(self, shape: HeadShape) -> _Plan:
         """The plan for layers of this shape, made by the first of them."""
         if shape not in self.plans:
@@ -101,17 +117,17 @@ class DeviceRows:
         device = describe(target)
         decode = decode_config(shape.padded_dim, shape.dtype, device)
         prompt = prompt_config(shape.padded_dim, shape.dtype, device)
-        num_rows, num_decode_rows = batch.seq_lens.shape[0], batch.num_decode_rows
+        num_rows, decode_rows = batch.seq_lens.shape[0], self.max_decode_rows
         max_keys = batch.block_table.shape[1] * self.tokens_per_block
         max_segments = min(MAX_SEGMENTS.value, -(-max_keys // MIN_SEGMENT_KEYS.value))
         num_programs = device.num_sms * decode.programs_per_sm
         # Fewer rows than there are shares can have more than one.
         num_shares = max(2, num_programs // (_PROGRAMS_PER_SHARE * shape.decode_head_blocks))
-        cut_rows = min(num_decode_rows, num_shares)
-        max_items = num_decode_rows + cut_rows * max_segments
+        cut_rows = min(decode_rows, num_shares)
+        max_items = decode_rows + cut_rows * max_segments
         tile_tokens = prompt.block_rows // shape.prompt_heads(prompt)
-        prompt_tokens = self.num_tokens - num_decode_rows
-        max_tiles = prompt_tokens // tile_tokens + num_rows - num_decode_rows + 1 if prompt_tokens else 0
+        # Every prompt row may end in a tile of its own, and so may the padding.
+        max_tiles = self.max_prompt_tokens // tile_tokens + self.max_prompt_rows + 1 if self.max_prompt_tokens else 0
         heads = (cut_rows, max_segments, shape.num_kv_heads * shape.group)
         plan = _Plan(
             decode=decode,
@@ -127,8 +143,9 @@ class DeviceRows:
             part_stats=torch.empty((*heads, 2), dtype=torch.float32, device=target),
         )
         plan_kernel[(num_rows + 1,)](
-            batch.seq_lens, batch.query_starts, plan.decode_items, plan.prompt_items, plan.totals, plan.counters,
-            num_rows, num_decode_rows, self.num_tokens, num_shares,
+            batch.seq_lens, batch.query_starts, batch.decode_rows,
+            plan.decode_items, plan.prompt_items, plan.totals, plan.counters,
+            num_rows, self.num_tokens, num_shares,
             WINDOW=self.window, BLOCK_KEYS=decode.block_keys, TILE_TOKENS=tile_tokens,
             HEAD_BLOCKS=shape.decode_head_blocks, num_warps=4,
         )  # fmt: skip
@@ -157,7 +174,7 @@ def paged_attention_triton(
         "WINDOW": rows.window,
         "SOFTCAP": bool(softcap),
     }
-    if rows.batch.num_decode_rows:
+    if rows.max_decode_rows:
         _launch_decode(plan, shape, (tensors, factors), constants)
     if plan.max_tiles:
         _launch_prompts(plan, rows, (tensors, factors), constants | {"HEADS": shape.prompt_heads(plan.prompt)})

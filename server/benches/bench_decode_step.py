@@ -63,13 +63,12 @@ def decode_batch(num_rows: int, num_keys: int) -> ForwardBatch:
         token_ids=torch.randint(0, VOCABULARY, (num_rows,)),
         positions=torch.full((num_rows,), num_keys - 1),
         attention=attention_batch(rows, table, TOKENS_PER_BLOCK),
-        logits_index=torch.arange(num_rows),
     )
 
 
 def step(model: Model, batch: ForwardBatch, kv: KvCache) -> torch.Tensor:
     """What the engine runs between the embedding and the logits."""
-    return model.logits(model.forward(batch, kv).index_select(0, batch.logits_index))
+    return model.logits(model.forward(batch, kv))
 
 
 def products_alone() -> Callable[[int], None]:

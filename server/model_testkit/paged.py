@@ -58,11 +58,10 @@ class PagedModel:
             token_ids=torch.tensor(ids + [0] * padded_tokens, device=self._device),
             positions=torch.tensor(positions + [0] * padded_tokens, device=self._device),
             attention=self._attention(rows, [sequence for sequence, _ in ordered]),
-            logits_index=torch.arange(num_tokens, device=self._device),
         )
         with torch.no_grad():
             hidden = self._model.forward(batch, self.kv)
-            logits = self._model.logits(hidden.index_select(0, batch.logits_index)).cpu()
+            logits = self._model.logits(hidden[:num_tokens]).cpu()
         parts = logits.split([count for _, count in ordered])
         return [parts[order.index(index)] for index in range(len(pieces))]
 

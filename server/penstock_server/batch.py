@@ -4,7 +4,7 @@ Shapes: T padded tokens, R padded rows, S padded rows that sample, N rows of the
 from the plan and the seats; `forward_batch` finishes on the device with what only the device knows.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -16,6 +16,11 @@ from penstock_server.row_status import RowStatus
 from penstock_server.seats import DeviceSeats, SeatTable
 from penstock_server.staging import DeviceColumns, HostColumns, Staging, StepShape
 
+# Mixed steps up to these sizes are built so that one can be replayed as another. Launching a larger one takes less time
+# than running it; and every prompt allowed here costs every replay a tile of attention that may be empty.
+MAX_REPLAYED_TOKENS = 512
+MAX_REPLAYED_PROMPTS = 16
+
 
 @dataclass(frozen=True, slots=True)
 class ForwardBatch:
@@ -24,7 +29,6 @@ class ForwardBatch:
     token_ids: torch.Tensor  # int64 [T]
     positions: torch.Tensor  # int64 [T]
     attention: AttentionBatch
-    logits_index: torch.Tensor  # int64 [S], tokens whose logits are wanted (each sampling row's last)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +70,15 @@ class BatchBuilder:
     """Builds steps at the padded sizes of `Info`. Owns no seat state; advances that of `SeatTable`."""
 
     def __init__(
-        self, decode_sizes: tuple[int, ...], mixed_sizes: tuple[int, ...], vocab_size: int, whole_tables: bool = False
+        self, decode_sizes: tuple[int, ...], mixed_sizes: tuple[int, ...], vocab_size: int, for_replay: bool = False
     ) -> None:
-        """`whole_tables`: block tables are given whole, because captured graphs need one width."""
+        """`for_replay`: steps are built so that a captured one fits all of its size. Block tables are given whole, and
+        small mixed steps have as many rows as any of so many tokens can have.
+        """
         self._decode_sizes = np.array(decode_sizes)
         self._mixed_sizes = np.array(mixed_sizes)
         self._vocab_size = vocab_size
-        self._whole_tables = whole_tables
+        self._for_replay = for_replay
         self._ones = np.ones(decode_sizes[-1], np.int32)
         self._count = np.arange(max(decode_sizes[-1], mixed_sizes[-1]) + 1)
 
@@ -83,9 +89,10 @@ class BatchBuilder:
         order = report.batch_rows
         if not order.size:
             return None, report
-        shape = self._shape(plan, seats, report, feeds)
-        columns = staging.host(entry, shape)
         counts, ends = feeds.counts[order], report.positions[order]
+        shape = self._shape(plan, seats, report, counts)
+        num_decode_rows = shape.num_rows if shape.decode else int(np.count_nonzero(counts == 1))
+        columns = staging.host(entry, shape)
         query_lens = self._fill_rows(columns, report, counts, shape, seats.num_seats)
         if shape.decode:
             self._fill_decode(columns, plan, feeds, order)
@@ -95,17 +102,45 @@ class BatchBuilder:
         np.remainder(columns.positions, seats.tokens_per_block, out=columns.block_offsets)
         columns.seq_lens[: ends.size] = ends
         columns.seq_lens[ends.size :] = 0
+        columns.decode_rows[0] = num_decode_rows
         return (
             StagedStep(
                 entry=entry,
                 shape=shape,
-                num_decode_rows=shape.num_rows if shape.decode else int(np.count_nonzero(counts == 1)),
+                num_decode_rows=num_decode_rows,
                 host_seq_lens=columns.seq_lens,
                 host_query_lens=query_lens,
                 host_sample_seats=columns.sample_seats,
             ),
             report,
         )
+
+    def idle_step(self, size: int, decode: bool, seats: SeatTable, staging: Staging) -> StagedStep:
+        """A step of a padded size that concerns no seat: its rows are the pad seat's and touch block 0 only. They are
+        as many as in any decode step of the size; in a mixed one two tokens have a row, and the others are padding.
+        """
+        if decode:
+            width = seats.blocks_per_seat if self._for_replay else 1
+            shape = StepShape(size, size, size, width, decode=True)
+        elif self._for_replay and size <= MAX_REPLAYED_TOKENS:
+            shape = self.any_mix_shape(size, self._pad(self._decode_sizes, 1), seats)
+        else:
+            width = seats.blocks_per_seat if self._for_replay else min(2, seats.blocks_per_seat)
+            shape = StepShape(1, size, self._pad(self._decode_sizes, 1), width, decode=False)
+        columns = staging.host(0, shape)
+        for field in fields(columns):
+            getattr(columns, field.name)[:] = 0
+        for column in (columns.row_seats, columns.token_seats, columns.sample_seats):
+            column[:] = seats.num_seats
+        columns.seq_lens[:] = int(decode)
+        if not decode:
+            columns.seq_lens[0] = 2
+            columns.positions[1] = 1
+        columns.query_starts[1:] = np.cumsum(columns.seq_lens)
+        columns.decode_rows[0] = size if decode else 0
+        columns.logits_index[:] = self._count[: shape.num_samples] if decode else 1
+        lens = columns.seq_lens
+        return StagedStep(0, shape, int(columns.decode_rows[0]), lens, lens, columns.sample_seats)
 
     def _report(self, plan: Plan, seats: SeatTable, feeds: _Feeds) -> RowReport:
         """Judges every row, advances the seats, and orders the rows that run: those of one token first."""
@@ -130,20 +165,34 @@ class BatchBuilder:
             num_top_logprobs=seats.num_top_logprobs[row_seats],
         )
 
-    def _shape(self, plan: Plan, seats: SeatTable, report: RowReport, feeds: _Feeds) -> StepShape:
-        num_rows, num_samples = report.batch_rows.size, report.sample_rows.size
-        counts = feeds.counts[report.batch_rows]
+    def _shape(self, plan: Plan, seats: SeatTable, report: RowReport, counts: NDArray[np.int64]) -> StepShape:
+        num_rows, num_samples = counts.size, report.sample_rows.size
         num_tokens = int(counts.sum())
         decode = num_tokens == num_rows
         padded_rows = plan.padded_rows or self._pad(self._decode_sizes, num_rows)
+        if not decode and self._for_replay and np.count_nonzero(counts > 1) <= MAX_REPLAYED_PROMPTS:
+            padded_tokens = plan.padded_tokens or self._pad(self._mixed_sizes, num_tokens)
+            if padded_tokens <= MAX_REPLAYED_TOKENS:
+                return self.any_mix_shape(padded_tokens, self._pad(self._decode_sizes, num_samples), seats)
         num_blocks = -(-int(report.positions[report.batch_rows].max()) // seats.tokens_per_block)
         table_width = min(1 << (num_blocks - 1).bit_length(), seats.blocks_per_seat)
         return StepShape(
             num_rows=padded_rows if decode else num_rows,
             num_tokens=padded_rows if decode else plan.padded_tokens or self._pad(self._mixed_sizes, num_tokens),
             num_samples=padded_rows if num_samples == num_rows else self._pad(self._decode_sizes, num_samples),
-            table_width=seats.blocks_per_seat if self._whole_tables else table_width,
+            table_width=seats.blocks_per_seat if self._for_replay else table_width,
             decode=decode,
+        )
+
+    def any_mix_shape(self, num_tokens: int, num_samples: int, seats: SeatTable) -> StepShape:
+        """That of all small mixed steps of `num_tokens` padded tokens."""
+        return StepShape(
+            num_rows=min(num_tokens, int(self._decode_sizes[-1])),
+            num_tokens=num_tokens,
+            num_samples=num_samples,
+            table_width=seats.blocks_per_seat,
+            decode=False,
+            any_mix=True,
         )
 
     @staticmethod
@@ -167,8 +216,9 @@ class BatchBuilder:
             query_lens = self._ones[: shape.num_rows]
         else:
             columns.query_starts[0] = 0
-            np.cumsum(counts, out=columns.query_starts[1:])
-            query_lens = counts.astype(np.int32)
+            np.cumsum(counts, out=columns.query_starts[1 : num_rows + 1])
+            columns.query_starts[num_rows + 1 :] = columns.query_starts[num_rows]
+            query_lens = np.diff(columns.query_starts)
         if num_samples == num_rows:
             columns.logits_index[:num_samples] = columns.query_starts[1 : num_samples + 1]
         else:
@@ -273,6 +323,8 @@ def forward_batch(columns: DeviceColumns, staged: StagedStep, seats: DeviceSeats
         block_table=seats.block_table[:, : shape.table_width].index_select(0, row_seats),
         seq_lens=columns.seq_lens,
         query_starts=columns.query_starts,
+        decode_rows=columns.decode_rows,
+        max_prompt_rows=MAX_REPLAYED_PROMPTS if shape.any_mix else None,
         num_decode_rows=staged.num_decode_rows,
         host_seq_lens=staged.host_seq_lens,
         host_query_lens=staged.host_query_lens,
@@ -281,6 +333,5 @@ def forward_batch(columns: DeviceColumns, staged: StagedStep, seats: DeviceSeats
         token_ids=torch.where(columns.feed_ids < 0, last_tokens, columns.feed_ids),
         positions=columns.positions,
         attention=attention,
-        logits_index=columns.logits_index,
     )
     return Prepared(batch, row_seats)

@@ -6,7 +6,9 @@ the step's event. Everything else is the same. Knows nothing of streams, protobu
 
 import logging
 import threading
-from collections.abc import Callable
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import torch
 
 from penstock_server.batch import BatchBuilder, RowReport, StagedStep
 from penstock_server.device_thread import DeviceThread
-from penstock_server.graphs import can_capture
+from penstock_server.graphs import GaveWay, can_capture
 from penstock_server.messages import StepResult
 from penstock_server.plan import Plan
 from penstock_server.plan_checks import PlanLimits
@@ -60,7 +62,7 @@ class Engine:
         self._is_cuda = self._device.type == "cuda"
         self._seats = SeatTable(limits.num_seats, limits.blocks_per_seat, parts.kv.tokens_per_block)
         self._builder = BatchBuilder(
-            limits.decode_sizes, limits.mixed_sizes, limits.vocab_size, whole_tables=can_capture(self._device)
+            limits.decode_sizes, limits.mixed_sizes, limits.vocab_size, for_replay=can_capture(self._device)
         )
         self._staging = parts.staging
         self._pad_seat = parts.seats.pad_seat
@@ -70,6 +72,7 @@ class Engine:
         self._runner = StepRunner(parts, limits)
         self._thread = thread
         self._hooks = hooks
+        self._to_capture: deque[tuple[int, bool]] = deque()
         self._next_entry = 0
         self._step_ended = [_end_event() for _ in range(parts.staging.num_entries)] if self._is_cuda else []
         if self._is_cuda:
@@ -86,7 +89,8 @@ class Engine:
         if self._is_cuda:
             self._run(ticket, staged, edits)
             event = self._step_ended[entry]
-            event.record()
+            # A step that sends results back has ended when they are there.
+            event.record(self._runner.results_stream if ticket.output is not None else torch.cuda.current_stream())
             self._thread.submit(lambda: self._wait(ticket, event))
         else:
             self._thread.submit(lambda: self._run_here(ticket, staged, edits))
@@ -125,13 +129,42 @@ class Engine:
         self._seats.clear()
         self._on_device(self._runner.clear)
 
-    def warm_up(self, plan: Plan) -> None:
-        """Runs the forward part of a plan's step at its padded size; captures it where that is possible."""
-        edits = self._seats.apply(plan)
-        staged, _ = self._builder.build(plan, self._seats, self._staging, self._next_entry)
-        assert staged is not None, "a warm-up plan has rows that run"
-        self._on_device(lambda: self._runner.run(None, edits))
+    def warm_up(self, size: int, decode: bool) -> None:
+        """Runs the forward part at one of the padded sizes. No plan may be in flight."""
+        staged = self._builder.idle_step(size, decode, self._seats, self._staging)
         self._on_device(lambda: self._runner.warm_up(staged))
+
+    def capture(self, size: int, decode: bool, is_awaited: Callable[[], bool] = lambda: False) -> None:
+        """Captures the forward part of a size that has been warmed up, where that can be and is worth it. No plan may
+        be in flight. Raises GaveWay as soon as `is_awaited()`.
+        """
+        staged = self._builder.idle_step(size, decode, self._seats, self._staging)
+        self._on_device(lambda: self._runner.capture(staged, is_awaited))
+
+    def capture_later(self, sizes: Iterable[tuple[int, bool]]) -> None:
+        """Leaves sizes, each with whether it is one of decode steps, to `use_idle_time`, where they can be captured."""
+        if self._runner.graphs.can_capture:
+            self._to_capture.extend(sizes)
+
+    @property
+    def has_idle_work(self) -> bool:
+        """Whether `use_idle_time` has something to do."""
+        return bool(self._to_capture)
+
+    def use_idle_time(self, is_awaited: Callable[[], bool]) -> None:
+        """Captures one size, unless `is_awaited()` first; then it is tried again the next time."""
+        size, decode = self._to_capture[0]
+        begin = time.perf_counter()
+        try:
+            self.capture(size, decode, is_awaited)
+        except GaveWay:
+            return
+        except torch.OutOfMemoryError:
+            logger.warning("no memory for further graphs: mixed steps of %d tokens and fewer are launched", size)
+            self._to_capture.clear()
+            return
+        self._to_capture.popleft()
+        logger.debug("captured size %d in %.0f ms", size, (time.perf_counter() - begin) * 1000)
 
     def share(self, value: bool) -> bool:
         """Rank 0's value, on every rank."""

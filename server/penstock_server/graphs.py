@@ -1,7 +1,7 @@
 """The forward part of a step, run the same way at every padded size.
 
-On a CPU a step is a call of its function over the preallocated buffers. On CUDA a decode size that was captured is
-replayed; other steps are called, because their launches hide behind their work.
+On a CPU a step is a call of its function over the preallocated buffers. On CUDA decode sizes and small mixed ones are
+captured and replayed; other steps are called, because their launches hide behind their work.
 """
 
 from collections.abc import Callable
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 import penstock_kernels
 from penstock_server.batch import StagedStep
@@ -23,7 +24,15 @@ class Forwarded:
     """What the forward part leaves. After a replay these are the graph's own tensors: used before the next step."""
 
     row_seats: torch.Tensor  # int64 [R], the pad seat in dead and padded rows
-    logits: torch.Tensor | None  # float32 [S, V]; None when no row samples
+    hidden: torch.Tensor  # [T, C]
+    logits: torch.Tensor | None  # float32 [S, V], in decode steps that sample; in others they are not of this part
+
+
+ForwardPart = Callable[[StagedStep], Forwarded]
+
+
+class GaveWay(Exception):
+    """A capture was abandoned, because there is work."""
 
 
 def can_capture(device: torch.device) -> bool:
@@ -31,41 +40,77 @@ def can_capture(device: torch.device) -> bool:
     return device.type == "cuda" and bool(getattr(penstock_kernels, "GRAPH_SAFE", False))
 
 
-class Graphs:
-    """Runs steps; keeps the captured ones by their size."""
+def is_captured(shape: StepShape) -> bool:
+    """Whether steps of this shape are worth a graph, where there are graphs."""
+    return shape.any_mix or (shape.decode and shape.num_rows <= MAX_CAPTURED_ROWS)
 
-    def __init__(self, function: Callable[[StagedStep], Forwarded], device: torch.device) -> None:
-        self._function = function
-        self._can_capture = can_capture(device)
-        self._device = device
-        self._captured: dict[StepShape, tuple[torch.cuda.CUDAGraph, Forwarded]] = {}
+
+class CudaCapture:
+    """Captures calls of the forward part. Graphs share one pool of memory: never do two run at once."""
+
+    def __init__(self) -> None:
         self._pool: Any = None
-        self.num_replays = 0
 
-    def run(self, staged: StagedStep) -> Forwarded:
-        """Runs one step whose columns are on the device."""
-        if captured := self._captured.get(staged.shape):
-            graph, result = captured
-            graph.replay()
-            self.num_replays += 1
-            return result
-        return self._function(staged)
-
-    def warm_up(self, staged: StagedStep) -> None:
-        """Makes later runs of this size fast: by a call, and by a capture where it can be. The largest size first."""
-        self._function(staged)
-        shape = staged.shape
-        worth_it = shape.decode and shape.num_rows <= MAX_CAPTURED_ROWS
-        if self._can_capture and worth_it and shape not in self._captured:
-            self._capture(staged)
-        if self._device.type == "cuda":
-            torch.cuda.synchronize()  # the caller builds the next size in the same host buffer
-
-    def _capture(self, staged: StagedStep) -> None:
+    def __call__(self, function: ForwardPart, staged: StagedStep) -> tuple[Callable[[], None], Forwarded]:
+        """How to replay the call, and what it leaves."""
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         # Thread-local: other threads may use CUDA meanwhile, as the watchdog of NCCL does.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            result = self._function(staged)
+            result = function(staged)
         self._pool = self._pool or graph.pool()
-        self._captured[staged.shape] = (graph, result)
+        return graph.replay, result
+
+
+class Graphs:
+    """Runs steps; keeps the captured ones by their shape."""
+
+    def __init__(self, function: ForwardPart, capture: CudaCapture | None) -> None:
+        """`capture`: None where nothing can be captured."""
+        self._function = function
+        self._capture = capture
+        self._captured: dict[StepShape, tuple[Callable[[], None], Forwarded]] = {}
+        self.num_replays = 0
+
+    @property
+    def can_capture(self) -> bool:
+        """Whether `capture` does anything."""
+        return self._capture is not None
+
+    @property
+    def num_captured(self) -> int:
+        """Shapes so far."""
+        return len(self._captured)
+
+    def run(self, staged: StagedStep) -> Forwarded:
+        """Runs one step whose columns are on the device."""
+        if captured := self._captured.get(staged.shape.forward):
+            replay, result = captured
+            replay()
+            self.num_replays += 1
+            return result
+        return self._function(staged)
+
+    def capture(self, staged: StagedStep, is_awaited: Callable[[], bool] = lambda: False) -> None:
+        """Captures a shape that has been run before, where that can be and is worth it. The largest size first: its
+        memory serves the others too. Raises GaveWay as soon as `is_awaited()`.
+        """
+        shape = staged.shape.forward
+        if self._capture is None or not is_captured(shape) or shape in self._captured:
+            return
+        with _GiveWay(is_awaited):
+            self._captured[shape] = self._capture(self._function, staged)
+
+
+class _GiveWay(TorchFunctionMode):
+    """Looks up before every operation. (A mode of dispatch would import torch's compiler, which takes seconds.)"""
+
+    def __init__(self, is_awaited: Callable[[], bool]) -> None:
+        self._is_awaited = is_awaited
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if self._is_awaited():
+            raise GaveWay
+        return func(*args, **(kwargs or {}))

@@ -27,8 +27,8 @@ from penstock_server.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-# Garbage is collected when the loop has been idle this long, or when this many objects have piled up.
-IDLE_SECONDS_BEFORE_GC = 1.0
+# What can wait is done when the loop has been idle this long; garbage is also collected when so much has piled up.
+IDLE_SECONDS = 1.0
 OBJECTS_BEFORE_GC = 200_000
 
 
@@ -62,13 +62,16 @@ class EngineLoop:
                 self._handle(self._next_message())
 
     def _next_message(self) -> Message:
-        """Waits; collects garbage once in an idle time, never while plans are in flight."""
-        if self._garbage and not self._in_flight:
+        """Waits. Uses an idle time, never while plans are in flight: to collect garbage once, then for the engine."""
+        while not self._in_flight and (self._garbage or self._engine.has_idle_work):
             try:
-                return self._inbox.get(timeout=IDLE_SECONDS_BEFORE_GC)
+                return self._inbox.get(timeout=IDLE_SECONDS)
             except queue.Empty:
-                gc.collect()
-                self._garbage = False
+                if self._garbage:
+                    gc.collect()
+                    self._garbage = False
+                else:
+                    self._engine.use_idle_time(is_awaited=lambda: not self._inbox.empty())
         return self._inbox.get()
 
     def _handle(self, message: Message) -> None:

@@ -3,6 +3,7 @@
 Runs on the thread that owns the device, never waits for the device, and decides nothing that depends on a value there.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from penstock_kernels.logprobs import Logprobs
 from penstock_server.batch import StagedStep, forward_batch
-from penstock_server.graphs import Forwarded, Graphs
+from penstock_server.graphs import CudaCapture, Forwarded, Graphs, can_capture
 from penstock_server.kv_cache import KvCache
 from penstock_server.models.base import Model
 from penstock_server.parallel import TensorParallel
@@ -66,10 +67,13 @@ class StepRunner:
     def __init__(self, parts: StepParts, limits: PlanLimits) -> None:
         self._parts = parts
         self._device = parts.seats.device
-        self.graphs = Graphs(self._forward, self._device)
+        self.graphs = Graphs(self._forward, CudaCapture() if can_capture(self._device) else None)
         entries = range(parts.staging.num_entries)
         self._clocks = [StepClock(self._device) for _ in entries]
-        self._results = [ResultBuffer(_result_bytes(limits), self._device) for _ in entries]
+        self.results_stream: torch.cuda.Stream | None = None
+        if self._device.type == "cuda":
+            self.results_stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        self._results = [ResultBuffer(_result_bytes(limits), self._device, self.results_stream) for _ in entries]
         self._recording: Recording | None = None
 
     @torch.inference_mode()
@@ -92,22 +96,33 @@ class StepRunner:
         clock.note(Moment.FORWARD_BEGINS, inside=False)
         forwarded = self.graphs.run(staged)
         clock.note(Moment.FORWARD_ENDS, inside=False)
-        ids, logprobs = self._sample(staged, forwarded)
-        # What a graph left is copied before the next step is launched, whose replay overwrites it.
+        logits = forwarded.logits
+        if logits is None and staged.shape.num_samples:
+            logits = self._logits(forwarded.hidden, staged)
+        ids, logprobs = (None, None) if logits is None else self._sample(staged, logits)
         output = StepOutput(
             row_seats=results.receive(forwarded.row_seats),
             ids=None if ids is None else results.receive(ids),
             logprobs=None if logprobs is None else Logprobs(*(results.receive(part) for part in logprobs)),
             clock=clock,
         )
+        results.send()
         clock.note(Moment.END)
         return output
 
     @torch.inference_mode()
     def warm_up(self, staged: StagedStep) -> None:
-        """Runs the forward part at one size once, and captures it where that is possible."""
+        """Runs the forward part of one shape once."""
         self._parts.staging.upload(staged.entry, staged.shape)
-        self.graphs.warm_up(staged)
+        self._forward(staged)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()  # the caller builds the next in the same host buffer
+
+    @torch.inference_mode()
+    def capture(self, staged: StagedStep, is_awaited: Callable[[], bool]) -> None:
+        """See `Graphs.capture`."""
+        self._parts.staging.upload(staged.entry, staged.shape)
+        self.graphs.capture(staged, is_awaited)
 
     @torch.inference_mode()
     def kill(self, seats: NDArray[np.int64]) -> None:
@@ -140,21 +155,22 @@ class StepRunner:
         clock.note(Moment.FORWARD_BEGINS, inside=True)
         hidden = parts.model.forward(prepared.batch, parts.kv)
         clock.note(Moment.FORWARD_ENDS, inside=True)
-        if not staged.shape.num_samples:
-            return Forwarded(prepared.row_seats, None)
-        logits = parts.model.logits(hidden.index_select(0, prepared.batch.logits_index))
-        return Forwarded(prepared.row_seats, logits)
+        logits = self._logits(hidden, staged) if staged.shape.decode and staged.shape.num_samples else None
+        return Forwarded(prepared.row_seats, hidden, logits)
 
-    def _sample(self, staged: StagedStep, forwarded: Forwarded) -> tuple[torch.Tensor | None, Logprobs | None]:
+    def _logits(self, hidden: torch.Tensor, staged: StagedStep) -> torch.Tensor:
+        """float32 [S, V] of the step's samples."""
+        columns = self._parts.staging.device(staged.shape)
+        return self._parts.model.logits(hidden.index_select(0, columns.logits_index))
+
+    def _sample(self, staged: StagedStep, logits: torch.Tensor) -> tuple[torch.Tensor, Logprobs | None]:
         """Rank 0 chooses; every rank stores the same ids. A row without usable logits has id -1."""
-        if forwarded.logits is None:
-            return None, None
         parts, columns = self._parts, self._parts.staging.device(staged.shape)
         seats = parts.seats.alias.index_select(0, columns.sample_seats)
         logprobs = None
         if parts.sampler is not None:
             rows = SampleRows(seats, columns.sample_positions, staged.host_sample_seats)
-            sampled = parts.sampler.sample(forwarded.logits, rows)
+            sampled = parts.sampler.sample(logits, rows)
             ids = torch.where(sampled.bad, -1, sampled.ids)
             logprobs = sampled.logprobs
         else:

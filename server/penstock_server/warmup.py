@@ -2,11 +2,12 @@
 row: on the rest of the batch, or on how its prompt is cut into steps.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from penstock_server.engine import Engine
 from penstock_server.messages import StepResult
-from penstock_server.plan import Plan, decode_plan
+from penstock_server.plan import decode_plan
+from penstock_server.plan_checks import PlanLimits
 from penstock_server.plan_encoding import NewSeat, PlanDraft, PlanRow
 from penstock_server.registrations import SeatFlag
 
@@ -24,10 +25,13 @@ def warm_up(engine: Engine, device_type: str, progress: Callable[[float], None])
     """Leaves the engine clear. Returns whether a row's results were the same, bit for bit, alone and in a batch, and
     with its prompt whole and in pieces. All ranks return the same.
     """
-    plans = list(_size_plans(engine, device_type))
-    for index, plan in enumerate(plans):
-        engine.warm_up(plan)
-        progress(index / len(plans))
+    for index, size in enumerate(sizes := warm_sizes(engine.limits, device_type)):
+        engine.warm_up(*size)
+        if size[1]:
+            engine.capture(*size)
+        else:
+            engine.capture_later([size])
+        progress(index / len(sizes))
     engine.clear()
     _run_all_sampling_stages(engine)
     invariant = _is_batch_invariant(engine) and _is_cut_invariant(engine)
@@ -35,28 +39,13 @@ def warm_up(engine: Engine, device_type: str, progress: Callable[[float], None])
     return invariant
 
 
-def _size_plans(engine: Engine, device_type: str) -> Iterator[Plan]:
-    """One plan per size, the largest first, because a captured graph's memory serves the smaller ones too."""
-    limits = engine.limits
-    drafts = [
-        PlanDraft(padded_rows=rows, rows=[PlanRow(seat=0, ids=(0,))])
-        for rows in reversed(limits.decode_sizes)
-        if rows <= LARGEST_WARM_ROWS[device_type]
-    ]
-    pool_tokens = (limits.num_blocks - 1) * engine.tokens_per_block
-    if min(limits.max_seq_len - 1, limits.max_tokens, pool_tokens) >= 2:
-        drafts += [
-            PlanDraft(padded_tokens=tokens, rows=[PlanRow(seat=0, ids=(0, 0))])
-            for tokens in reversed(limits.mixed_sizes)
-            if 2 <= tokens <= LARGEST_WARM_TOKENS[device_type]
-        ]
-    for generation, draft in enumerate(drafts, start=1):
-        if generation > 1:
-            draft.frees.append((0, generation - 1))
-        draft.registrations.append(NewSeat(seat=0, generation=generation, prompt_len=1, max_len=limits.max_seq_len))
-        num_blocks = min(len(draft.rows[0].ids), limits.blocks_per_seat, limits.num_blocks - 1)
-        draft.appends.extend((0, 0, index, index + 1) for index in range(num_blocks))
-        yield decode_plan(generation, draft.encode(), None, limits)
+def warm_sizes(limits: PlanLimits, device_type: str) -> list[tuple[int, bool]]:
+    """Padded sizes, each with whether it is one of decode steps, the largest first: the memory that a captured graph
+    takes serves the smaller ones too.
+    """
+    rows = [(size, True) for size in reversed(limits.decode_sizes) if size <= LARGEST_WARM_ROWS[device_type]]
+    largest_mixed = LARGEST_WARM_TOKENS[device_type]
+    return rows + [(size, False) for size in reversed(limits.mixed_sizes) if 2 <= size <= largest_mixed]
 
 
 def _run_all_sampling_stages(engine: Engine) -> None:

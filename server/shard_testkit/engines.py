@@ -2,14 +2,17 @@
 
 import queue
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from penstock_server import kv_cache
+from penstock_server.batch import BatchBuilder, StagedStep
 from penstock_server.device_thread import DeviceThread
 from penstock_server.engine import Engine, EngineHooks, Ticket
+from penstock_server.graphs import CudaCapture, Forwarded, ForwardPart, Graphs
 from penstock_server.models.base import Model
 from penstock_server.models.integer import IntegerConfig, IntegerModel
 from penstock_server.parallel import TensorParallel
@@ -59,6 +62,26 @@ class InlineThread(DeviceThread):
         pass
 
 
+class HostCapture(CudaCapture):
+    """Captures without a device: a replay is the same call over the same buffers, and has of the step that was captured
+    what a graph would have, so nothing on the host that differs from step to step.
+    """
+
+    def __call__(self, function: ForwardPart, staged: StagedStep) -> tuple[Callable[[], None], Forwarded]:
+        nothing: Any = None
+        kept = replace(staged, host_seq_lens=nothing, host_query_lens=nothing, host_sample_seats=nothing)
+        result = function(kept)
+
+        def replay() -> None:
+            again = function(kept)
+            for mine, theirs in ((result.row_seats, again.row_seats), (result.hidden, again.hidden)):
+                mine.copy_(theirs)
+            if result.logits is not None and again.logits is not None:
+                result.logits.copy_(again.logits)
+
+        return replay, result
+
+
 class LocalEngine:
     """An `Engine` with its KV pool full of NaN, fed with blobs; answers come in order."""
 
@@ -102,6 +125,15 @@ class LocalEngine:
         self.previous: RowSet | None = None
         self.tickets: list[Ticket] = []
         self._next_plan_id = 1
+
+    def replay_steps(self) -> None:
+        """From here on steps are built and run as where graphs can be captured. Captures come with `warm_up`."""
+        limits = self.limits
+        self.engine._builder = BatchBuilder(limits.decode_sizes, limits.mixed_sizes, limits.vocab_size, True)
+        runner = self.engine._runner
+        runner.graphs = Graphs(runner._forward, HostCapture())
+        for results in runner._results:
+            results.receive = torch.clone  # type: ignore[method-assign] # the next replay overwrites them
 
     def warm_up(self) -> None:
         """Runs every size as the shard does before it serves, which captures graphs; then the pool is NaN again."""

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock_server.batch import BatchBuilder, forward_batch
+from penstock_server.batch import MAX_REPLAYED_PROMPTS, BatchBuilder, forward_batch
 from penstock_server.plan import decode_plan
 from penstock_server.plan_checks import PlanLimits
 from penstock_server.plan_encoding import NewSeat, PlanDraft, PlanRow
@@ -79,19 +79,22 @@ def expected_rows(lengths, rows, dead, last):
 
 
 @settings(max_examples=250, deadline=None)
-@given(worlds())
-def test_the_batch_is_what_a_loop_builds(world):
+@given(worlds(), st.booleans())
+def test_the_batch_is_what_a_loop_builds(world, for_replay):
     lengths, rows, dead, last = world
     host, device = prepare(lengths, dead, last)
     largest = StepShape(LIMITS.max_rows, LIMITS.max_tokens, LIMITS.max_rows, WIDTH, decode=False)
     staging = Staging(largest, 2, DEVICE)
     staging._ring[1].fill_(-7)  # what an earlier step left must not matter
     plan = decode_plan(2, PlanDraft(rows=rows).encode(), None, LIMITS)
-    builder = BatchBuilder(LIMITS.decode_sizes, LIMITS.mixed_sizes, VOCAB)
+    builder = BatchBuilder(LIMITS.decode_sizes, LIMITS.mixed_sizes, VOCAB, for_replay)
     staged, report = builder.build(plan, host, staging, entry=1)
     staging.upload(1, staged.shape)
     prepared = forward_batch(staging.device(staged.shape), staged, device, TOKENS_PER_BLOCK)
+    columns = staging.device(staged.shape)
+    assert staged.shape.any_mix == (for_replay and not staged.shape.decode)
     check_batch(prepared, staged, expected_rows(lengths, rows, dead, last), dead)
+    check_samples(columns, staged, expected_rows(lengths, rows, dead, last))
     assert report.status.tolist() == [RowStatus.OK] * len(rows)
     assert report.positions.tolist() == [lengths[row.seat] + max(1, len(row.ids)) for row in rows]
     assert [rows[index].seat for index in report.sample_rows] == [
@@ -123,18 +126,24 @@ def check_batch(prepared, staged, expected, dead):
     tables = [table[: shape.table_width] for *_, table in expected]
     assert attention.block_table.tolist() == tables + [[0] * shape.table_width] * pad_rows
     seq_lens = [positions[-1] + 1 for _, _, positions, *_ in expected] + [0] * pad_rows
-    query_lens = [len(ids) for _, ids, *_ in expected] + [1] * pad_rows
+    query_lens = [len(ids) for _, ids, *_ in expected] + [int(shape.decode)] * pad_rows
+    assert pad_rows == 0 or shape.decode or num_rows + pad_rows == min(shape.num_tokens, LIMITS.max_rows)
     assert attention.seq_lens.tolist() == attention.host_seq_lens.tolist() == seq_lens
     assert attention.host_query_lens.tolist() == query_lens
     assert attention.query_starts.tolist() == [0, *np.cumsum(query_lens).tolist()]
-    assert attention.num_decode_rows == query_lens.count(1)
-    last_tokens = np.cumsum(query_lens) - 1
-    samples = [last_tokens[index] for index, (row, *_) in enumerate(expected) if row.sample]
-    assert batch.logits_index.tolist()[: len(samples)] == samples
-    assert len(batch.logits_index) == min(size for size in (0, *LIMITS.decode_sizes) if size >= len(samples))
+    assert attention.num_decode_rows == attention.decode_rows.item() == query_lens.count(1)
+    assert attention.max_prompt_rows == (MAX_REPLAYED_PROMPTS if shape.any_mix else None)
     pad = LIMITS.num_seats
     aliases = [pad if row.seat in dead else row.seat for row, *_ in expected] + [pad] * pad_rows
     assert prepared.row_seats.tolist() == aliases
+
+
+def check_samples(columns, staged, expected):
+    logits_index = columns.logits_index
+    last_tokens = np.cumsum([len(ids) for _, ids, *_ in expected]) - 1
+    samples = [last_tokens[index] for index, (row, *_) in enumerate(expected) if row.sample]
+    assert logits_index.tolist()[: len(samples)] == samples
+    assert len(logits_index) == min(size for size in (0, *LIMITS.decode_sizes) if size >= len(samples))
 
 
 def test_sizes_of_a_step_share_one_device_buffer():

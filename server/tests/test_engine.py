@@ -382,7 +382,7 @@ def test_out_of_memory_is_fatal_where_the_seats_could_not_be_killed(gated, monke
 class BrokenEvent:
     """A CUDA event behind an operation that has failed, which shows when somebody waits."""
 
-    def record(self):
+    def record(self, stream):
         pass
 
     def synchronize(self):

@@ -18,6 +18,7 @@ from penstock_server.parallel import TensorParallel
 from penstock_server.plan_encoding import NewSeat, PlanDraft, PlanRow
 from penstock_server.registrations import SeatFlag
 from penstock_server.row_status import RowStatus
+from penstock_server.warmup import warm_sizes
 
 pytestmark = pytest.mark.gpu
 
@@ -78,6 +79,43 @@ def test_replayed_graphs_are_exact_at_every_size(num_rows, tmp_path, cuda, engin
     answers = generate(engine, prompts, 20, EngineSizes().tokens_per_block)
     assert answers == [REFERENCE.generate(prompt, 20) for prompt in prompts]
     assert engine.engine.num_replays >= replays_before + 19
+
+
+def test_replayed_mixed_steps_are_exact(tmp_path, cuda, engine_of):
+    """Prompts of all lengths beside decode rows, in graphs that were captured with other rows."""
+    sizes = EngineSizes()
+    engine = engine_of(integer_model(REFERENCE, tmp_path, cuda), sizes)
+    while engine.engine.has_idle_work:
+        engine.engine.use_idle_time(lambda: False)
+    assert engine.engine._runner.graphs.num_captured == len(warm_sizes(engine.limits, "cuda"))
+    world = World(
+        num_seats=sizes.num_seats,
+        num_blocks=sizes.num_blocks,
+        tokens_per_block=sizes.tokens_per_block,
+        max_rows=sizes.max_rows,
+        max_tokens=sizes.max_tokens,
+        depth=sizes.depth,
+        chunk=13,
+        preempt_share=0.2,
+    )
+    requests = make_requests(REFERENCE, 100, seed=7)
+    TestScheduler(world, REFERENCE, engine.submit, engine.receive, seed=7).run(requests)
+    check_answers(REFERENCE, requests)
+
+
+def test_a_capture_that_gives_way_leaves_a_working_engine(tmp_path, cuda, engine_of):
+    """Between any two of its operations."""
+    engine = engine_of(integer_model(REFERENCE, tmp_path, cuda), EngineSizes())
+    captured = engine.engine._runner.graphs.num_captured
+    for num_looks in (1, 2, 10, 25):
+        looks = iter(range(num_looks))
+        engine.engine.use_idle_time(lambda looks=looks: next(looks, None) is None)
+        assert engine.engine._runner.graphs.num_captured == captured
+        prompt = token_ids(9, seed=num_looks, vocab_size=500)
+        assert generate(engine, [prompt], 5, EngineSizes().tokens_per_block) == [REFERENCE.generate(prompt, 5)]
+        engine.engine.clear()
+    engine.engine.use_idle_time(lambda: False)
+    assert engine.engine._runner.graphs.num_captured == captured + 1
 
 
 @pytest.mark.parametrize("name", ["untied", "tied-bfloat16", "biases", "many-heads", "rope-llama3", "rope-dynamic"])

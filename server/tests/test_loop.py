@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from shard_testkit.limits import LIMITS
 
-from penstock_server import progress
+from penstock_server import loop, progress
 from penstock_server.loop import EngineLoop
 from penstock_server.messages import (
     PlanArrived,
@@ -40,6 +40,15 @@ class FakeEngine:
         self.events = queue.SimpleQueue()
         self.tickets = {}
         self.refused = None
+        self.idle_work = 0
+
+    @property
+    def has_idle_work(self):
+        return self.idle_work > 0
+
+    def use_idle_time(self, is_awaited):
+        self.idle_work -= 1
+        self.events.put(("idle", is_awaited()))
 
     def launch(self, plan):
         if plan.plan_id == self.refused:
@@ -80,9 +89,9 @@ class Driver:
         self.inbox = queue.SimpleQueue()
         self.progress = Progress()
         self.progress.ready = True
-        loop = EngineLoop(self.engine, self.inbox, depth, self.progress)
+        engine_loop = EngineLoop(self.engine, self.inbox, depth, self.progress)
         self.codes = queue.SimpleQueue()
-        self.thread = threading.Thread(target=lambda: self.codes.put(loop.run()), daemon=True)
+        self.thread = threading.Thread(target=lambda: self.codes.put(engine_loop.run()), daemon=True)
         self.thread.start()
         self.stream = FakeStream(self.engine.events)
 
@@ -214,3 +223,15 @@ def test_progress_counts_plans(driver, monkeypatch):
 def test_a_profile_reaches_the_engine(driver):
     driver.inbox.put(ProfileSteps(3, Path("/tmp")))
     driver.expect(("profile", 3, Path("/tmp")))
+
+
+def test_an_idle_time_is_used_but_not_while_a_plan_is_in_flight(driver, monkeypatch):
+    monkeypatch.setattr(loop, "IDLE_SECONDS", 0.02)
+    driver.open()
+    driver.plan(1)
+    driver.expect(("launch", 1))
+    driver.engine.idle_work = 2
+    driver.expect_nothing()
+    driver.finish(1)
+    driver.expect(("collect", 1), ("send", 1), ("idle", False), ("idle", False))
+    driver.expect_nothing()

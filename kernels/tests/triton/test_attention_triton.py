@@ -1,10 +1,11 @@
 """The Triton kernels of paged attention against the reference, in a pool that is NaN wherever no row has a key."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
-from kernel_testkit.attention_case import DECODE, PADDED, PROMPTS, Case
+from kernel_testkit.attention_case import ANY_MIX, ANY_MIX_OF_ONE_KIND, DECODE, PADDED, PROMPTS, Case
 from kernel_testkit.batches import PoolShape, Rows
 from kernel_testkit.tolerance import check
 from kernel_testkit.triton_device import BFLOAT16, DEVICE, GPU_TESTS
@@ -13,7 +14,11 @@ from penstock_kernels.attention import paged_attention, prepare
 
 pytestmark = GPU_TESTS
 
-STEPS = pytest.mark.parametrize("rows", [DECODE, PROMPTS, PADDED], ids=["decode", "prompts", "padded"])
+STEPS = pytest.mark.parametrize(
+    "rows",
+    [DECODE, PROMPTS, PADDED, ANY_MIX, ANY_MIX_OF_ONE_KIND],
+    ids=["decode", "prompts", "padded", "any-mix", "one-kind"],
+)
 LONG = Rows([(513, 1), (4500, 1), (20, 1), (600, 150)])
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, BFLOAT16], ids=str)
 # KV heads, head size, tokens per block; query heads; dtypes that the interpreter is to try.
@@ -163,3 +168,35 @@ def test_a_captured_step_follows_the_lengths(dtype):
     check("attention", first, other.reference())
     graph.replay()
     assert torch.equal(out, first)
+
+
+@pytest.mark.gpu
+def test_a_captured_step_follows_the_mix_of_rows():
+    """As many tokens, of other rows."""
+    mixes = [
+        [(500, 1), (300, 200), (90, 40), (0, 0), (0, 0), (0, 0)],
+        [(1, 1), (2, 1), (1500, 1), (40, 1), (64, 64), (130, 90)],
+        [(700, 230), (0, 0), (0, 0), (0, 0), (0, 0), (0, 0)],
+    ]
+    steps = [
+        case(Rows(lens, padded_tokens=256 - sum(count for _, count in lens), max_prompt_rows=4), 2, 64, num_heads=8)
+        for lens in mixes
+    ]
+    width = max(step.table.shape[1] for step in steps)
+    step = steps[0]
+    table = torch.zeros((6, width), dtype=torch.int32, device=DEVICE)
+    blocks = max(step.keys.shape[0] for step in steps)
+    step.keys, step.values = (torch.zeros((blocks, *step.keys.shape[1:]), device=DEVICE) for _ in range(2))
+    step.batch = dataclasses.replace(step.batch, block_table=table)
+    step.run()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = step.run()
+    for other in (steps[1], steps[2], case(steps[0].rows, 2, 64, num_heads=8)):
+        table.zero_()[:, : other.table.shape[1]] = other.table
+        for name in ("seq_lens", "query_starts", "decode_rows"):
+            getattr(step.batch, name).copy_(getattr(other.batch, name))
+        for mine, theirs in ((step.query, other.query), (step.keys, other.keys), (step.values, other.values)):
+            mine[: theirs.shape[0]] = theirs
+        graph.replay()
+        check("attention", out, other.reference())

@@ -1,0 +1,90 @@
+"""Whole steps of the engine as they run on CUDA, seen without a GPU: launches of Triton kernels and copies."""
+
+import pytest
+import torch
+from model_testkit import tiny_llama
+from shard_testkit.engines import EngineSizes, LocalEngine
+from shard_testkit.fake_cuda import CUDA, fake_cuda
+
+from penstock_server import models
+from penstock_server.models.source import ModelSource
+from penstock_server.parallel import TensorParallel
+from penstock_server.plan_encoding import NewSeat, PlanDraft, PlanRow
+from penstock_server.registrations import SeatFlag
+
+LAYERS = 2
+SIZES = EngineSizes(max_tokens=2048, num_blocks=2048, max_seq_len=2048, tokens_per_block=16)
+# What a layer launches beside its products, of which there are four.
+PRODUCTS = 4
+
+
+def layer(*attention):
+    return ["_rms_norm_kernel", "_rotary_kv_store_kernel", *attention, "_rms_norm_kernel", "_silu_mul_kernel"]
+
+
+def prompt(seat, count):
+    return PlanRow(seat, True, 0, tuple(index % 100 for index in range(count)))
+
+
+@pytest.fixture
+def launches(tmp_path, monkeypatch):
+    tiny_llama.save(tmp_path, dtype=torch.bfloat16, num_hidden_layers=LAYERS, max_position_embeddings=2048)
+    with fake_cuda(monkeypatch) as launches:
+        yield launches
+
+
+@pytest.fixture
+def engine(launches, tmp_path):
+    """Eight seats with blocks, four of which have sampled a token."""
+    model = models.load(ModelSource(tmp_path, CUDA, "bfloat16"), TensorParallel(0, 1, None, CUDA))
+    engine = LocalEngine(model, SIZES, inline=True, device=CUDA)
+    engine.run(
+        PlanDraft(
+            registrations=[registration(seat) for seat in range(8)],
+            appends=[(seat, 0, index, 1 + seat * 64 + index) for seat in range(8) for index in range(64)],
+            rows=[PlanRow(seat, ids=(1, 2, 3, 4, seat)) for seat in range(4)],
+        )
+    )
+    launches.clear()
+    return engine
+
+
+def registration(seat):
+    """Odd seats sample, with a penalty."""
+    if seat % 2 == 0:
+        return NewSeat(seat, 1, 5, 1000)
+    flags = SeatFlag.DO_SAMPLE | SeatFlag.LOGPROBS
+    lane = {"penalty_lane": seat // 2, "repetition_penalty": 1.1}
+    return NewSeat(seat, 1, 5, 1000, flags, temperature=0.7, top_p=0.9, top_k=40, num_top_logprobs=2, **lane)
+
+
+@pytest.mark.parametrize(
+    ("rows", "attention"),
+    [
+        ([PlanRow(seat) for seat in range(4)], ["decode_kernel"]),
+        # A step that may be replayed launches both, whatever its rows.
+        ([prompt(5, 100)], ["decode_kernel", "prompt_kernel"]),
+        ([PlanRow(0), PlanRow(3), prompt(5, 16)], ["decode_kernel", "prompt_kernel"]),
+        ([prompt(5, 900)], ["prompt_kernel"]),
+        ([PlanRow(0), PlanRow(3), prompt(5, 900)], ["decode_kernel", "prompt_kernel"]),
+    ],
+    ids=["decode", "feed", "mixed", "large-feed", "large-mixed"],
+)
+def test_a_step_never_waits_and_copies_once_each_way(engine, launches, rows, attention):
+    with launches:
+        engine.run(PlanDraft(rows=rows))
+    assert len(launches.copies) == 2, "the step's numbers there, its results back"
+    kernels = [name for name in launches.kernels if name != "plan_kernel"]
+    assert kernels == ["_embedding_kernel", *layer(*attention) * LAYERS, "_rms_norm_kernel"]
+    assert launches.kernels.count("plan_kernel") == 1
+    assert launches.products == PRODUCTS * LAYERS + 1
+
+
+@pytest.mark.parametrize(
+    "wait", [lambda x: x.sum().item(), lambda x: x.nonzero(), lambda x: x[x > 0], lambda x: x + torch.ones(1)]
+)
+def test_a_step_that_waits_raises(engine, launches, wait):
+    forward = engine.parts.model.forward
+    engine.parts.model.forward = lambda batch, kv: (wait(batch.positions), forward(batch, kv))[1]
+    with pytest.raises(Exception, match=r"local_scalar_dense|nonzero|same device|index"), launches:
+        engine.run(PlanDraft(rows=[PlanRow(0)]))

@@ -27,6 +27,21 @@ class Compiled:
     asm: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class Budget:
+    """What a kernel may need."""
+
+    registers: int  # of a thread; the file of an SM holds 65,536
+    shared_bytes: int = SHARED_BYTES
+    spilled_bytes: int = 0
+
+    def check(self, name: str, compiled: Compiled) -> None:
+        """Raises AssertionError that names the kernel, the need and the limit."""
+        for need in ("registers", "shared_bytes", "spilled_bytes"):
+            needed, allowed = getattr(compiled, need), getattr(self, need)
+            assert needed <= allowed, f"{name} needs {needed} {need}, its budget is {allowed}"
+
+
 def compile_kernel(
     kernel: Any, types: Mapping[str, str], constants: Mapping[str, Any], aligned: set[str], options: Mapping[str, int]
 ) -> Compiled:

@@ -1,0 +1,206 @@
+"""The kernels as real models launch them on a Hopper: every compile-time argument, without a GPU at hand."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import triton
+
+from kernel_testkit.hopper import SHARED_BYTES, Budget, Compiled, compile_kernel
+from penstock_kernels import (
+    attention_config,
+    embedding_triton,
+    linear_triton,
+    rms_norm_triton,
+    rotary_kv_store_triton,
+    silu_mul_triton,
+)
+from penstock_kernels.attention_config import Device
+from penstock_kernels.attention_decode_kernel import decode_kernel
+from penstock_kernels.attention_plan_kernel import plan_kernel
+from penstock_kernels.attention_prompt_kernel import prompt_kernel
+from penstock_kernels.attention_triton import HeadShape
+
+HOPPER = Device(capability=9, num_sms=132)
+TOKENS_PER_BLOCK = 16
+_TYPES = {
+    **dict.fromkeys(("query", "k_cache", "v_cache", "out"), "*bf16"),
+    **dict.fromkeys(("part_out", "part_stats"), "*fp32"),
+    **dict.fromkeys(("block_table", "seq_lens", "query_starts", "decode_rows"), "*i32"),
+    **dict.fromkeys(("decode_items", "prompt_items", "totals", "counters"), "*i32"),
+    **dict.fromkeys(("multiplier", "inner"), "fp32"),
+}
+# What allocators and models make is aligned to 16 bytes; views of a step's columns may not be.
+_ALIGNED = {"query", "k_cache", "v_cache", "out", "part_out", "part_stats", "query_stride"}
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What one rank holds of a model."""
+
+    name: str
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    feed_forward: int | None  # None: experts, for which there is no kernel yet
+    vocabulary: int
+    window: int = 0  # with one, its logits are capped as well
+
+    @property
+    def linears(self) -> list[tuple[int, int]]:
+        """[O, I] of its dense weights, that of gates and ups excepted."""
+        width = self.heads * self.head_dim
+        shapes = [((self.heads + 2 * self.kv_heads) * self.head_dim, self.hidden), (self.hidden, width)]
+        if self.feed_forward:
+            shapes.append((self.hidden, self.feed_forward))
+        return [*shapes, (self.vocabulary, self.hidden)]
+
+
+MODELS = (
+    ModelShape("Llama-3.1-8B", 4096, 32, 8, 128, 14336, 128256),
+    ModelShape("Qwen3-8B", 4096, 32, 8, 128, 12288, 151936),
+    ModelShape("Qwen3-30B-A3B", 2048, 32, 4, 128, None, 151936),
+    ModelShape("Llama-3.1-70B over 4 GPUs", 8192, 16, 2, 128, 7168, 32064),
+)
+# Awkward ones: heads that are no power of two, a window with capped logits, one KV head for all.
+OTHERS = (
+    ModelShape("Qwen2-0.5B", 896, 14, 2, 64, 4864, 151936),
+    ModelShape("Gemma-2-9B", 3584, 16, 8, 256, 14336, 256000, window=4096),
+    ModelShape("Falcon-7B", 4544, 71, 1, 64, None, 65024),
+    ModelShape("demo", 576, 9, 3, 64, 1536, 49152),
+)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One kernel with its compile-time arguments."""
+
+    kernel: Any
+    constants: dict[str, Any]
+    types: dict[str, str]
+    options: dict[str, int]
+    budget: Budget
+    models: list[str] = field(default_factory=list)
+    instructions: tuple[str, ...] = ()  # that its PTX must have
+    aligned: frozenset[str] | None = None  # None: all pointers
+
+    @property
+    def name(self) -> str:
+        """The kernel's."""
+        return str(self.kernel.__name__).strip("_")
+
+    @property
+    def key(self) -> str:
+        """The same for variants that are compiled once."""
+        return f"{self.name} {sorted(self.constants.items())} {sorted(self.options.items())}"
+
+    def compile(self) -> Compiled:
+        """For a Hopper."""
+        pointers = frozenset(name for name, kind in self.types.items() if kind.startswith("*"))
+        aligned = set(pointers if self.aligned is None else self.aligned)
+        return compile_kernel(self.kernel, self.types, self.constants, aligned, self.options)
+
+
+def variants(models: Iterable[ModelShape], token_counts: Iterable[int]) -> list[Variant]:
+    """Every distinct variant of these models. `token_counts`: of the products with few tokens."""
+    found: dict[str, Variant] = {}
+    for model in models:
+        for variant in (*_attention(model), *_elementwise(model), *_linears(model, token_counts)):
+            found.setdefault(variant.key, variant).models.append(model.name)
+    return list(found.values())
+
+
+def _attention(model: ModelShape) -> Iterator[Variant]:
+    heads = HeadShape(model.kv_heads, model.heads // model.kv_heads, model.head_dim, torch.bfloat16)
+    decode = attention_config.decode_config(heads.padded_dim, torch.bfloat16, HOPPER)
+    prompt = attention_config.prompt_config(heads.padded_dim, torch.bfloat16, HOPPER)
+    common = heads.constants() | {"PAGE": TOKENS_PER_BLOCK, "WINDOW": model.window, "SOFTCAP": model.window > 0}
+    aligned = frozenset(_ALIGNED)
+    wide = 208 if heads.padded_dim <= 128 else 255
+    for kernel, config, sizes, budget, instructions in (
+        # Two programs of an SM fit, so that one loads while the other begins or ends.
+        (decode_kernel, decode, {"ROWS": heads.decode_rows}, Budget(wide, SHARED_BYTES // decode.programs_per_sm), ()),
+        (
+            prompt_kernel,
+            prompt,
+            {"HEADS": heads.prompt_heads(prompt), "BLOCK_ROWS": prompt.block_rows},
+            Budget(wide),
+            ("wgmma.mma_async",),
+        ),
+    ):
+        constants = common | sizes | {"BLOCK_KEYS": config.block_keys}
+        types = {name: _TYPES.get(name, "i32") for name in kernel.arg_names if name not in constants}
+        options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+        yield Variant(kernel, constants, types, options, budget, instructions=instructions, aligned=aligned)
+    constants = {
+        "WINDOW": model.window,
+        "BLOCK_KEYS": decode.block_keys,
+        "TILE_TOKENS": prompt.block_rows // heads.prompt_heads(prompt),
+        "HEAD_BLOCKS": heads.decode_head_blocks,
+    }
+    types = {name: _TYPES.get(name, "i32") for name in plan_kernel.arg_names if name not in constants}
+    yield Variant(plan_kernel, constants, types, {"num_warps": 4}, Budget(40), aligned=frozenset())
+
+
+def _elementwise(model: ModelShape) -> Iterator[Variant]:
+    yield _simple(
+        embedding_triton._embedding_kernel,
+        ["*i64", "*bf16", "*bf16"],
+        {"first_id": 0, "num_rows": model.vocabulary, "channels": model.hidden, "block": 1024},
+        Budget(24),
+    )
+    for adds in (False, True):
+        yield _simple(
+            rms_norm_triton._rms_norm_kernel,
+            ["*bf16"] * 4 + ["fp32"],
+            {"channels": model.hidden, "adds": adds, "block": triton.next_power_of_2(model.hidden)},
+            Budget(40),
+            rms_norm_triton.num_warps(model.hidden),
+        )
+    constants = {
+        "num_heads": model.heads,
+        "num_kv_heads": model.kv_heads,
+        "head_dim": model.head_dim,
+        "heads": rotary_kv_store_triton._HEADS,
+        "block": triton.next_power_of_2(model.head_dim // 2),
+    }
+    kernel = rotary_kv_store_triton._rotary_kv_store_kernel
+    yield _simple(kernel, ["*bf16"] * 6 + ["*i64"], constants, Budget(72), num_warps=1)
+    if model.feed_forward:
+        constants = {"size": model.feed_forward, "block": 1024}
+        yield _simple(silu_mul_triton._silu_mul_kernel, ["*bf16"] * 2, constants, Budget(32))
+
+
+def _linears(model: ModelShape, token_counts: Iterable[int]) -> Iterator[Variant]:
+    shapes = [(shape, False) for shape in model.linears]
+    if model.feed_forward:
+        shapes.append(((2 * model.feed_forward, model.hidden), True))
+    for (outs, ins), then_silu_mul in shapes:
+        tiles = linear_triton.skinny_config(outs, ins)
+        for tokens in token_counts:
+            if tiles is None or tokens > tiles.max_tokens:
+                continue  # the library's product is taken
+            kernel = linear_triton._skinny_kernel
+            constants = {
+                "num_outs": outs // 2 if then_silu_mul else outs,
+                "in_features": ins,
+                "has_bias": False,
+                "silu_mul": then_silu_mul,
+                "tokens": tokens,
+                "block_out": tiles.block_out,
+                "block_in": tiles.block_in,
+                "splits": tiles.splits,
+            }
+            types = dict(zip(kernel.arg_names, ["*bf16"] * 4 + ["*fp32", "*i32", "i32"], strict=False))
+            options = {"num_warps": tiles.num_warps, "num_stages": tiles.stages(tokens)}
+            # Two programs of an SM fit, so that one loads while the other begins or ends.
+            budget = Budget(128, SHARED_BYTES // 2)
+            yield Variant(kernel, constants, types, options, budget, instructions=("wgmma.mma_async",))
+
+
+def _simple(kernel: Any, types: list[str], constants: dict[str, Any], budget: Budget, num_warps: int = 4) -> Variant:
+    """Every parameter that is no constant has its type in `types`, in order."""
+    named = dict(zip(kernel.arg_names, types, strict=False))
+    return Variant(kernel, constants, named, {"num_warps": num_warps}, budget)

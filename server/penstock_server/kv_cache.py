@@ -11,9 +11,10 @@ import torch
 if TYPE_CHECKING:
     from penstock_server.models.base import KvSpec
 
-# Share of the memory that is free after loading which the KV cache takes where no size was given.
-CUDA_FREE_SHARE = 0.9
+# Where no size was given, the KV cache takes this share of a CPU's memory that is free after loading, and of a GPU's all
+# that steps leave but for this share of the whole: for gaps between allocations, and what the driver takes late.
 CPU_FREE_SHARE = 0.5
+CUDA_SPARE_SHARE = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +52,14 @@ def allocate(spec: "KvSpec", num_blocks: int, tokens_per_block: int, device: tor
     return KvCache([zeros() for _ in layers], [zeros() for _ in layers], tokens_per_block)
 
 
-def blocks_that_fit(block_bytes: int, useful_blocks: int, device: torch.device) -> int:
-    """How many blocks the device's free memory holds, at most `useful_blocks`. Raises ValueError when not even two."""
+def blocks_that_fit(block_bytes: int, useful_blocks: int, device: torch.device, step_bytes: int = 0) -> int:
+    """How many blocks the device's free memory holds, at most `useful_blocks`. Raises ValueError when not even two.
+
+    `step_bytes`: what steps will take of a GPU's.
+    """
     if device.type == "cuda":
-        budget = int(torch.cuda.mem_get_info(device)[0] * CUDA_FREE_SHARE)
+        free, total = torch.cuda.mem_get_info(device)
+        budget = max(0, free - step_bytes - int(total * CUDA_SPARE_SHARE))
     else:
         budget = int(available_memory_bytes() * CPU_FREE_SHARE)
     num_blocks = min(useful_blocks, budget // block_bytes)

@@ -28,12 +28,13 @@ from penstock_server.sizes import blocks_per_seat, plan_limits
 from penstock_server.staging import Staging, StepShape
 from penstock_server.step import StepParts
 from penstock_server.transport import Transport
-from penstock_server.warmup import warm_up
+from penstock_server.warmup import measure_steps, warm_up
 
 logger = logging.getLogger(__name__)
 
 # How long a thread may hold the interpreter while another waits. Python's 5 ms would delay a step's answer by that.
 SWITCH_INTERVAL_SECONDS = 0.0005
+_FEWEST_BLOCKS = 2
 
 
 def run(config: ShardConfig) -> int:
@@ -111,7 +112,7 @@ class Shard:
         source = ModelSource(config.model_path, device, config.dtype, lambda part: self._publish("load", part))
         model = models.load(source, parallel)
         self._publish("kv", 0.0)
-        num_blocks = config.num_blocks or self._measure_blocks(parallel)
+        num_blocks = config.num_blocks or self._measure_blocks(model, parallel)
         self._limits = plan_limits(config, num_blocks, model.vocab_size)
         kv = kv_cache.allocate(model.kv_spec, num_blocks, config.tokens_per_block, device)
         return Engine(self._parts(model, kv, parallel), self._limits, self._hooks(), self._thread)
@@ -152,12 +153,31 @@ class Shard:
         if self._config.fill_kv_with_nan:
             self._engine.fill_kv(float("nan"))  # only now: the warm-up has written to the pool
 
-    def _measure_blocks(self, parallel: TensorParallel) -> int:
+    def _measure_blocks(self, model: Model, parallel: TensorParallel) -> int:
         """As many blocks as the memory of every rank holds, no more than all seats can use."""
-        useful = self._config.num_seats * blocks_per_seat(self._config.max_seq_len, self._config.tokens_per_block) + 1
-        num_blocks = kv_cache.blocks_that_fit(self._facts.bytes_per_block, useful, self._device)
+        config, device = self._config, self._device
+        useful = config.num_seats * blocks_per_seat(config.max_seq_len, config.tokens_per_block) + 1
+        step_bytes = 0
+        if device.type == "cuda":
+            step_bytes = self._measure_steps(model, parallel)
+            gc.collect()
+            torch.cuda.empty_cache()
+            logger.info("steps take %.2f GiB of the GPU's memory", step_bytes / (1 << 30))
+        num_blocks = kv_cache.blocks_that_fit(self._facts.bytes_per_block, useful, device, step_bytes)
         counts = parallel.all_gather(torch.tensor([num_blocks], device=self._device))
         return int(counts.min().item())
+
+    def _measure_steps(self, model: Model, parallel: TensorParallel) -> int:
+        """In an engine whose KV cache is but the scratch block and one more."""
+        config = self._config
+        self._limits = plan_limits(config, _FEWEST_BLOCKS, model.vocab_size)
+        kv = kv_cache.allocate(model.kv_spec, _FEWEST_BLOCKS, config.tokens_per_block, self._device)
+        engine = Engine(self._parts(model, kv, parallel), self._limits, self._hooks(), self._thread)
+        try:
+            return measure_steps(engine, self._device)
+        except torch.OutOfMemoryError as error:
+            sizes = f"max_step_tokens {config.max_step_tokens}, max_rows {config.max_rows}"
+            raise ValueError(f"the GPU has no memory for the largest step beside the weights: {sizes}") from error
 
     def _info(self, ready: bool) -> shard_pb2.InfoResponse:
         invariant = ready and self._batch_invariant

@@ -4,7 +4,10 @@ row: on the rest of the batch, or on how its prompt is cut into steps.
 
 from collections.abc import Callable
 
+import torch
+
 from penstock_server.engine import Engine
+from penstock_server.graphs import MAX_CAPTURED_ROWS
 from penstock_server.messages import StepResult
 from penstock_server.plan import decode_plan
 from penstock_server.plan_checks import PlanLimits
@@ -46,6 +49,28 @@ def warm_sizes(limits: PlanLimits, device_type: str) -> list[tuple[int, bool]]:
     rows = [(size, True) for size in reversed(limits.decode_sizes) if size <= LARGEST_WARM_ROWS[device_type]]
     largest_mixed = LARGEST_WARM_TOKENS[device_type]
     return rows + [(size, False) for size in reversed(limits.mixed_sizes) if 2 <= size <= largest_mixed]
+
+
+def measure_steps(engine: Engine, device: torch.device) -> int:
+    """Bytes of CUDA memory that steps take beside weights, KV cache and fixed buffers, their graphs included.
+
+    Runs the largest step of each kind, and captures the largest that will be; the others use the same memory but for
+    the logits that each captured size keeps. No plan may follow: the engine is to be dropped.
+    """
+    sizes = warm_sizes(engine.limits, device.type)
+    decode, mixed = next(size for size in sizes if size[1]), (engine.limits.mixed_sizes[-1], False)
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved(device)
+    engine.warm_up(*mixed)
+    engine.warm_up(*decode)
+    captured = [rows for rows, is_decode in sizes if is_decode and rows <= MAX_CAPTURED_ROWS]
+    engine.warm_up(captured[0], True)
+    engine.capture(captured[0], True)
+    for size in [size for size in sizes if not size[1]][:1]:
+        engine.warm_up(*size)
+        engine.capture(*size)
+    taken = torch.cuda.memory_reserved(device) - before
+    return taken + sum(captured[1:]) * engine.limits.vocab_size * torch.float32.itemsize
 
 
 def _run_all_sampling_stages(engine: Engine) -> None:

@@ -48,5 +48,13 @@ def test_blocks_that_fit_leave_memory_and_are_no_more_than_useful(monkeypatch):
         kv_cache.blocks_that_fit(400, 7, CPU)
 
 
+def test_a_gpu_keeps_what_steps_take_and_a_fiftieth(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5000, 10_000))
+    device = torch.device("cuda", 0)
+    assert kv_cache.blocks_that_fit(10, 10_000, device, step_bytes=1000) == (5000 - 1000 - 200) // 10
+    with pytest.raises(ValueError, match="no memory for a KV cache: 0 bytes free"):
+        kv_cache.blocks_that_fit(10, 7, device, step_bytes=4900)
+
+
 def test_available_memory_is_known():
     assert 0 < kv_cache.available_memory_bytes() < 1 << 50

@@ -1,12 +1,13 @@
 """Warm-up: it runs the sizes, leaves nothing behind, and sees whether rows depend on one another."""
 
 import pytest
+import torch
 from shard_testkit.engines import EngineSizes, LocalEngine, integer_model
 from shard_testkit.integer import IntegerReference
 
 from penstock_server.plan_encoding import PlanDraft, PlanRow
 from penstock_server.row_status import RowStatus
-from penstock_server.warmup import PROMPT_TOKENS, warm_up
+from penstock_server.warmup import PROMPT_TOKENS, measure_steps, warm_up
 
 REFERENCE = IntegerReference()
 
@@ -69,3 +70,22 @@ def test_rows_that_depend_on_how_their_prompt_is_cut_are_noticed(model):
     model.logits = lambda hidden: logits(hidden) * (1 + 1e-6 * (longest[-1] if longest[-1] > PROMPT_TOKENS else 0))
     assert not warm_up(engine.engine, "cpu", lambda fraction: None)
     assert max(longest) > 64, "a realistic prompt is longer than the tiles of attention"
+
+
+def test_steps_are_measured_in_the_largest_of_each_kind(model, monkeypatch):
+    engine = LocalEngine(model, EngineSizes(num_blocks=2), inline=True)
+    engine.replay_steps()
+    steps, forward = [], model.forward
+
+    def watched(batch, kv):
+        steps.append(len(batch.token_ids))
+        return forward(batch, kv)
+
+    model.forward = watched
+    # What torch holds grows with the steps.
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 1000 + sum(steps))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    taken = measure_steps(engine.engine, torch.device("cpu"))
+    assert steps == [96, 32, 32, 32, 64, 64]
+    logits_of_smaller_sizes = (1 + 2 + 4 + 8 + 16) * REFERENCE.vocab_size * 4
+    assert taken == sum(steps) + logits_of_smaller_sizes

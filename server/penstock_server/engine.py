@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from penstock_kernels.compilations import CompilationWatch
 from penstock_server.batch import BatchBuilder, RowReport, StagedStep
 from penstock_server.device_thread import DeviceThread
 from penstock_server.graphs import GaveWay, can_capture
@@ -73,6 +74,7 @@ class Engine:
         self._thread = thread
         self._hooks = hooks
         self._to_capture: deque[tuple[int, bool]] = deque()
+        self._compilations = CompilationWatch()
         self._next_entry = 0
         self._step_ended = [_end_event() for _ in range(parts.staging.num_entries)] if self._is_cuda else []
         if self._is_cuda:
@@ -122,6 +124,7 @@ class Engine:
             step_us=step_us,
             forward_us=forward_us,
             next_plan_waiting=ticket.next_plan_waiting,
+            num_kernels_compiled=self._compilations.take(),
         )
 
     def clear(self) -> None:
@@ -140,6 +143,10 @@ class Engine:
         """
         staged = self._builder.idle_step(size, decode, self._seats, self._staging)
         self._on_device(lambda: self._runner.capture(staged, is_awaited))
+
+    def expect_no_compilation(self) -> None:
+        """From here on a kernel that is compiled is one that the warm-up missed."""
+        self._compilations.start()
 
     def capture_later(self, sizes: Iterable[tuple[int, bool]]) -> None:
         """Leaves sizes, each with whether it is one of decode steps, to `use_idle_time`, where they can be captured."""

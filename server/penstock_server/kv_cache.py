@@ -11,8 +11,8 @@ import torch
 if TYPE_CHECKING:
     from penstock_server.models.base import KvSpec
 
-# Where no size was given, the KV cache takes this share of a CPU's memory that is free after loading, and of a GPU's all
-# that steps leave but for this share of the whole: for gaps between allocations, and what the driver takes late.
+# Where no size was given, the KV cache takes this share of a CPU's memory that is free after loading. On a GPU it takes
+# all that steps leave but for this share of the whole: for gaps between allocations, and what the driver takes late.
 CPU_FREE_SHARE = 0.5
 CUDA_SPARE_SHARE = 0.02
 

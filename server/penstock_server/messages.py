@@ -20,6 +20,7 @@ class StepResult:
     step_us: int
     forward_us: int
     next_plan_waiting: bool
+    num_kernels_compiled: int
 
 
 class Stream(Protocol):

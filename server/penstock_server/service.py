@@ -225,5 +225,6 @@ def _to_response(result: StepResult) -> shard_pb2.StepResponse:
             step_us=result.step_us,
             forward_us=result.forward_us,
             next_plan_waiting=result.next_plan_waiting,
+            num_kernels_compiled=result.num_kernels_compiled,
         )
     )

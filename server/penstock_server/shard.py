@@ -87,6 +87,7 @@ class Shard:
         gc.freeze()
         gc.disable()
         sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
+        self._engine.expect_no_compilation()
         self._progress.ready = True
         self._publish("ready", 1.0)
         logger.info("ready in %d ms: %d blocks", self._progress.elapsed_ms(), self._limits.num_blocks)

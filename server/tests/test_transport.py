@@ -61,7 +61,8 @@ def server():
 
 def result(plan_id, **columns):
     empty = dict.fromkeys(("rows", "token_ids", "logprobs", "top_ids", "top_logprobs"), b"")
-    return StepResult(plan_id, 11, 22, **{**empty, **columns}, step_us=33, forward_us=44, next_plan_waiting=True)
+    numbers = {"step_us": 33, "forward_us": 44, "next_plan_waiting": True, "num_kernels_compiled": 5}
+    return StepResult(plan_id, 11, 22, **{**empty, **columns}, **numbers)
 
 
 def test_plans_go_up_and_results_come_down(server):
@@ -73,7 +74,14 @@ def test_plans_go_up_and_results_come_down(server):
     columns = {"rows": b"r", "token_ids": b"t", "logprobs": b"l", "top_ids": b"i", "top_logprobs": b"p"}
     stream.send(result(1, **columns))
     expected = pb.StepResult(
-        plan_id=1, plan_checksum=11, ids_checksum=22, step_us=33, forward_us=44, next_plan_waiting=True, **columns
+        plan_id=1,
+        plan_checksum=11,
+        ids_checksum=22,
+        step_us=33,
+        forward_us=44,
+        next_plan_waiting=True,
+        num_kernels_compiled=5,
+        **columns,
     )
     assert call.result() == expected
     stream.end("because")

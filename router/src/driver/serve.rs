@@ -151,6 +151,7 @@ impl<E: Engine> Serving<'_, E> {
         let now = Instant::now();
         self.scheduler
             .apply(result, now - self.origin, &mut self.outbox.pending)?;
+        self.stats.kernels_compiled += u64::from(result.num_kernels_compiled);
         let step_time = Duration::from_micros(result.step_us.into());
         let received = self
             .pacing

@@ -37,6 +37,8 @@ pub struct DriverStats {
     pub decode_steps_with_successor: u64,
     /// ... and of those, the ones at whose end the engine already had the next plan.
     pub decode_steps_with_successor_waiting: u64,
+    /// Kernels that engines compiled when they should have been serving.
+    pub kernels_compiled: u64,
     /// Engines that became ready.
     pub engines_ready: u64,
 }

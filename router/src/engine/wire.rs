@@ -105,6 +105,7 @@ pub(super) fn result_from_wire(result: &pb::StepResult) -> Result<StepResult, St
         step_us: result.step_us,
         forward_us: result.forward_us,
         next_plan_waiting: result.next_plan_waiting,
+        num_kernels_compiled: result.num_kernels_compiled,
     })
 }
 
@@ -128,6 +129,7 @@ pub(super) fn result_to_wire(result: &StepResult) -> pb::StepResult {
         step_us: result.step_us,
         forward_us: result.forward_us,
         next_plan_waiting: result.next_plan_waiting,
+        num_kernels_compiled: result.num_kernels_compiled,
         ..Default::default()
     }
 }
@@ -223,6 +225,7 @@ mod tests {
             step_us: 10,
             forward_us: 8,
             next_plan_waiting: true,
+            num_kernels_compiled: 3,
         };
         assert_eq!(result_from_wire(&result_to_wire(&result)), Ok(result));
     }

@@ -39,6 +39,10 @@ pub(super) fn describe() {
             "Rows computed for requests that had ended meanwhile",
         ),
         (
+            "penstock_kernels_compiled_total",
+            "Kernels that shards compiled, or read from the compiler's cache, while serving: steps that waited",
+        ),
+        (
             "penstock_engines_ready_total",
             "Times that the shards became ready",
         ),

@@ -146,4 +146,6 @@ pub struct StepResult {
     pub forward_us: u32,
     /// The next plan had arrived when this step ended.
     pub next_plan_waiting: bool,
+    /// Since the last result: each made a step wait.
+    pub num_kernels_compiled: u32,
 }

@@ -23,8 +23,8 @@ build: .venv/stamp
 	@.ci/setup-venv
 	@touch $@
 
-.venv-clients/stamp: tests/requirements-clients.txt .ci/setup-venv
-	@.ci/setup-venv clients
+.venv-%/stamp: tests/requirements-%.txt .ci/setup-venv
+	@.ci/setup-venv $*
 	@touch $@
 
 # ARGS="--port 8080 --model-id X". exec, so that Ctrl-C and signals reach the launcher itself.
@@ -54,9 +54,13 @@ bench-router: build
 	$(PY) benchmarks/router.py
 	$(PY) benchmarks/scheduler.py
 
-nightly: build .venv-clients/stamp
+# The kernels on the oldest Triton: by its interpreter, and compiled for a Hopper.
+TRITON_TESTS := kernels/tests/test_triton_interpreter.py kernels/tests/test_compile_for_hopper.py
+
+nightly: build .venv-clients/stamp .venv-triton36/stamp
 	PENSTOCK_TRANSITIONS=1000000 cargo test --release --quiet --workspace --lib every_history_keeps_the_rules -- --nocapture
 	$(PY) -m pytest -q -m "slow and not gpu"
+	.venv-triton36/bin/python -m pytest -q -m "not gpu" $(TRITON_TESTS)
 
 # 16 GB of random weights, where they are read fastest.
 GPU_MODEL ?= /dev/shm/penstock-8b

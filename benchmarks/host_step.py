@@ -1,6 +1,6 @@
-"""What the host does for a decode step, from the decoded plan to its last operation, at 256 rows with the forward pass
-replaced by nothing: checks, staging, sampling, results. On a CPU the operations themselves are in it, which a GPU runs
-meanwhile; staging is without them."""
+"""What the host does for a decode step, from the decoded plan to its last operation, at 256 rows with the replay of its
+graph replaced by nothing: checks, staging, sampling, results. On a CPU the operations of sampling are in it, which on a
+GPU run meanwhile; staging is without them."""
 
 import statistics
 import tempfile
@@ -13,6 +13,7 @@ from shard_testkit.engines import EngineSizes, LocalEngine, integer_model
 from shard_testkit.integer import IntegerReference
 from shard_testkit.results import Result
 
+from penstock_server.graphs import Forwarded
 from penstock_server.plan import Plan, decode_plan
 from penstock_server.plan_encoding import NewSeat, PlanDraft, PlanRow
 from penstock_server.row_status import RowStatus
@@ -43,6 +44,10 @@ def engine() -> LocalEngine:
     hidden, logits = torch.zeros(ROWS, 1), torch.zeros(ROWS, VOCAB_SIZE)
     model.forward = lambda batch, kv: hidden
     model.logits = lambda hidden: logits
+    bench.replay_steps()
+    left = Forwarded(torch.arange(ROWS), hidden, logits)
+    bench.engine._runner.graphs._capture = lambda function, staged: (lambda: None, left)
+    bench.engine.capture(ROWS, True)
     return bench
 
 

@@ -15,6 +15,7 @@ from penstock_server.plan import Plan
 from penstock_server.row_status import RowStatus
 from penstock_server.seats import DeviceSeats, SeatTable
 from penstock_server.staging import DeviceColumns, HostColumns, Staging, StepShape
+from penstock_server.steady import SteadyDecode
 
 # Mixed steps up to these sizes are built so that one can be replayed as another. Launching a larger one takes less time
 # than running it; and every prompt allowed here costs every replay a tile of attention that may be empty.
@@ -79,15 +80,19 @@ class BatchBuilder:
         self._mixed_sizes = np.array(mixed_sizes)
         self._vocab_size = vocab_size
         self._for_replay = for_replay
+        self._steady = SteadyDecode()
         self._ones = np.ones(decode_sizes[-1], np.int32)
         self._count = np.arange(max(decode_sizes[-1], mixed_sizes[-1]) + 1)
 
     def build(self, plan: Plan, seats: SeatTable, staging: Staging, entry: int) -> tuple[StagedStep | None, RowReport]:
         """Stages the rows that can run, and advances the seats. None when no row runs."""
+        if steady := self._steady.build(plan, seats, entry):
+            return steady
         feeds = _feeds(plan, seats)
         report = self._report(plan, seats, feeds)
         order = report.batch_rows
         if not order.size:
+            self._steady.forget()
             return None, report
         counts, ends = feeds.counts[order], report.positions[order]
         shape = self._shape(plan, seats, report, counts)
@@ -103,17 +108,16 @@ class BatchBuilder:
         columns.seq_lens[: ends.size] = ends
         columns.seq_lens[ends.size :] = 0
         columns.decode_rows[0] = num_decode_rows
-        return (
-            StagedStep(
-                entry=entry,
-                shape=shape,
-                num_decode_rows=num_decode_rows,
-                host_seq_lens=columns.seq_lens,
-                host_query_lens=query_lens,
-                host_sample_seats=columns.sample_seats,
-            ),
-            report,
+        staged = StagedStep(
+            entry=entry,
+            shape=shape,
+            num_decode_rows=num_decode_rows,
+            host_seq_lens=columns.seq_lens,
+            host_query_lens=query_lens,
+            host_sample_seats=columns.sample_seats,
         )
+        self._steady.remember(plan, seats, staged, report, staging)
+        return staged, report
 
     def idle_step(self, size: int, decode: bool, seats: SeatTable, staging: Staging) -> StagedStep:
         """A step of a padded size that concerns no seat: its rows are the pad seat's and touch block 0 only. They are
@@ -127,6 +131,7 @@ class BatchBuilder:
         else:
             width = seats.blocks_per_seat if self._for_replay else min(2, seats.blocks_per_seat)
             shape = StepShape(1, size, self._pad(self._decode_sizes, 1), width, decode=False)
+        self._steady.forget()
         columns = staging.host(0, shape)
         for field in fields(columns):
             getattr(columns, field.name)[:] = 0

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from penstock_server.plan import Plan, append_targets
 from penstock_server.plan_checks import PlanError, check_distinct
+from penstock_server.plan_records import NO_REGISTRATIONS
 from penstock_server.registrations import SeatFlag, SeatRegistrations, Word
 from penstock_server.transfers import to_device
 
@@ -48,6 +49,8 @@ class SeatTable:
         self._penalty_lane = np.full(num_seats, -1, np.int32)
         # Mirror of the device's table: tells how far a seat's blocks reach without a hole.
         self._block_table = np.zeros((num_seats, blocks_per_seat), np.int32)
+        nothing = np.empty(0, np.int64)
+        self._no_edits = SeatEdits(nothing, NO_REGISTRATIONS, nothing, nothing, nothing.astype(np.int32))
 
     def apply(self, plan: Plan) -> SeatEdits:
         """Edits the host state and returns the same edits for the device. Raises PlanError."""
@@ -57,6 +60,8 @@ class SeatTable:
             self._register(plan.registrations)
         if plan.appends.size:
             self._append(plan.appends)
+        if not (plan.frees.size or len(plan.registrations) or plan.appends.size):
+            return self._no_edits
         return SeatEdits(
             freed=plan.frees[:, 0].astype(np.int64),
             registrations=plan.registrations,

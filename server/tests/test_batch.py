@@ -1,5 +1,7 @@
 """The batch builder against a loop over rows and tokens, on random seats and plans."""
 
+from dataclasses import fields
+
 import numpy as np
 import torch
 from hypothesis import given, settings
@@ -158,3 +160,46 @@ def test_sizes_of_a_step_share_one_device_buffer():
     assert device.row_seats.tolist() == device.token_seats.tolist() == [1] * 4
     assert device.seq_lens.tolist() == [4] * 4
     assert device.query_starts.tolist() == [5] * 5
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=LIMITS.max_rows), st.integers(3, 16), st.booleans(), st.data())
+def test_rows_that_repeat_are_staged_as_if_they_were_new(lengths, num_steps, for_replay, data):
+    """Against a builder that never saw the step before: columns, seats and report; until rows end."""
+    lengths += [1] * (LIMITS.num_seats - len(lengths))
+    num_rows = data.draw(st.integers(1, LIMITS.max_rows))
+    (host, _), (other, _) = (prepare(lengths, set(), [0] * LIMITS.num_seats) for _ in range(2))
+    for name, limit in (("max_len", st.integers(5, 32)), ("granted_tokens", st.sampled_from([8, 20, 24, 32]))):
+        limits = data.draw(st.lists(limit, min_size=num_rows, max_size=num_rows), label=name)
+        getattr(host, name)[:num_rows] = getattr(other, name)[:num_rows] = limits
+    largest = StepShape(LIMITS.max_rows, LIMITS.max_tokens, LIMITS.max_rows, WIDTH, decode=False)
+    staging, fresh = Staging(largest, 3, DEVICE), Staging(largest, 3, DEVICE)
+    builder = BatchBuilder(LIMITS.decode_sizes, LIMITS.mixed_sizes, VOCAB, for_replay)
+    rows, previous = [PlanRow(seat) for seat in range(num_rows)], None
+    for step in range(num_steps):
+        event = data.draw(st.sampled_from(["nothing"] * 12 + ["capture", "free"]), label="meanwhile")
+        frees = [(num_rows - 1, 1)] if event == "free" and host.generation[num_rows - 1] else []
+        draft = PlanDraft(rows=rows, same_rows=previous is not None, frees=frees)
+        plan = decode_plan(2 + step, draft.encode(), previous, LIMITS)
+        previous = plan.rows
+        for table in (host, other):
+            table.apply(plan)
+        if event == "capture":
+            builder.idle_step(LIMITS.decode_sizes[-1], True, host, staging)
+        mine = builder.build(plan, host, staging, step % 3)
+        new = BatchBuilder(LIMITS.decode_sizes, LIMITS.mixed_sizes, VOCAB, for_replay)
+        theirs = new.build(plan, other, fresh, step % 3)
+        check_same(mine, theirs, staging, fresh)
+        for name in ("length", "failed", "sampled", "fresh"):
+            assert (getattr(host, name) == getattr(other, name)).all(), name
+
+
+def check_same(mine, theirs, staging, fresh):
+    for field in fields(theirs[1]):
+        assert (getattr(mine[1], field.name) == getattr(theirs[1], field.name)).all(), field.name
+    assert (mine[0] is None) == (theirs[0] is None)
+    if theirs[0] is not None:
+        assert mine[0].shape == theirs[0].shape
+        columns = staging.host(mine[0].entry, mine[0].shape), fresh.host(theirs[0].entry, theirs[0].shape)
+        for field in fields(columns[0]):
+            assert (getattr(columns[0], field.name) == getattr(columns[1], field.name)).all(), field.name

@@ -12,6 +12,7 @@ from penstock_kernels import (
     attention_config,
     embedding_triton,
     linear_triton,
+    prepare_step_triton,
     rms_norm_triton,
     rotary_kv_store_triton,
     silu_mul_triton,
@@ -145,6 +146,12 @@ def _attention(model: ModelShape) -> Iterator[Variant]:
 
 
 def _elementwise(model: ModelShape) -> Iterator[Variant]:
+    yield _simple(
+        prepare_step_triton._prepare_step_kernel,
+        ["*i64"] * 7 + ["*i32"] + ["*i64"] * 3 + ["*i32"] + ["i32"] * 3,
+        {"table_width": 512, "width": 512, "pieces": 1, "block": 512},  # 8,192 tokens
+        Budget(40),
+    )
     yield _simple(
         embedding_triton._embedding_kernel,
         ["*i64", "*bf16", "*bf16"],

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from penstock_kernels.attention_batch import AttentionBatch
+from penstock_kernels.prepare_step import StepTokens, prepare_step
 from penstock_server.plan import Plan
 from penstock_server.row_status import RowStatus
 from penstock_server.seats import DeviceSeats, SeatTable
@@ -318,14 +319,17 @@ class Prepared:
 def forward_batch(columns: DeviceColumns, staged: StagedStep, seats: DeviceSeats, tokens_per_block: int) -> Prepared:
     """Finishes a step on the device: last tokens, slots and block tables; dead rows become padding on block 0."""
     shape = staged.shape
-    row_seats = seats.alias.index_select(0, columns.row_seats)
-    token_seats = row_seats if shape.decode else seats.alias.index_select(0, columns.token_seats)
-    last_tokens = seats.last_token.index_select(0, token_seats)
-    entries = torch.add(columns.table_entries, token_seats, alpha=seats.block_table.shape[1])
-    blocks = seats.flat_table.index_select(0, entries)
+    tokens = StepTokens(
+        row_seats=columns.row_seats,
+        token_seats=columns.token_seats,
+        feed_ids=columns.feed_ids,
+        table_entries=columns.table_entries,
+        block_offsets=columns.block_offsets,
+    )
+    prepared = prepare_step(tokens, seats.state, tokens_per_block, shape.table_width)
     attention = AttentionBatch(
-        slot_mapping=torch.add(columns.block_offsets, blocks, alpha=tokens_per_block),
-        block_table=seats.block_table[:, : shape.table_width].index_select(0, row_seats),
+        slot_mapping=prepared.slot_mapping,
+        block_table=prepared.block_table,
         seq_lens=columns.seq_lens,
         query_starts=columns.query_starts,
         decode_rows=columns.decode_rows,
@@ -335,8 +339,8 @@ def forward_batch(columns: DeviceColumns, staged: StagedStep, seats: DeviceSeats
         host_query_lens=staged.host_query_lens,
     )
     batch = ForwardBatch(
-        token_ids=torch.where(columns.feed_ids < 0, last_tokens, columns.feed_ids),
+        token_ids=prepared.token_ids,
         positions=columns.positions,
         attention=attention,
     )
-    return Prepared(batch, row_seats)
+    return Prepared(batch, prepared.row_seats)

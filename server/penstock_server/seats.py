@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from penstock_kernels.prepare_step import SeatState
 from penstock_server.plan import Plan, append_targets
 from penstock_server.plan_checks import PlanError, check_distinct
 from penstock_server.plan_records import NO_REGISTRATIONS
@@ -127,6 +128,7 @@ class DeviceSeats:
         self.flat_table = self.block_table.view(-1)
         self.last_token = torch.zeros(num_seats + 1, dtype=torch.int64, device=device)
         self.alias = torch.full((num_seats + 1,), num_seats, dtype=torch.int64, device=device)
+        self.state = SeatState(self.alias, self.last_token, self.block_table)
 
     def apply(self, edits: SeatEdits) -> None:
         """Registrations zero the seats' tables and revive them; appends fill entries. Freed seats need nothing."""

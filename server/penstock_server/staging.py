@@ -101,6 +101,8 @@ class Staging:
             return columns
         int32, *int64 = (self._device[start:end] for start, end in _bounds(shape))
         int32, rows = int32.view(torch.int32), shape.num_rows
+        if shape.decode:
+            int64[1] = int64[0]  # not only the same memory
         int64 += [int32[:rows], int32[rows : 2 * rows + 1], int32[2 * rows + 1 :]]
         columns = DeviceColumns(*int64)
         if shape.decode:

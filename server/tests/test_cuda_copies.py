@@ -13,14 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from penstock_kernels import philox
 from penstock_kernels.rotary import rotation
-from penstock_server import kv_cache, seat_params, seats
-from penstock_server.batch import StagedStep, forward_batch
+from penstock_server import seat_params, seats
 from penstock_server.layers.rotary import RopeConfig, RotaryEmbedding
-from penstock_server.models.integer import IntegerConfig, IntegerModel
-from penstock_server.parallel import TensorParallel
 from penstock_server.sampling import Sampler, SampleRows
-from penstock_server.seats import DeviceSeats
-from penstock_server.staging import Staging, StepShape
 
 CUDA = torch.device("cuda", 0)
 NEEDS_VALUES = ("_local_scalar_dense", "item", "nonzero", "masked_select", "unique", "is_nonzero", "equal")
@@ -77,25 +72,6 @@ def test_the_sampler():
         sampler.sample(logits, rows)
     assert not seen.waits
     assert seen.num_operations > 100
-
-
-@pytest.mark.parametrize(
-    ("shape", "num_decode_rows"), [(StepShape(8, 8, 8, 32, True), 8), (StepShape(3, 16, 2, 32, False), 2)]
-)
-def test_the_forward_part(shape, num_decode_rows):
-    model = IntegerModel(IntegerConfig(64, 2, 4, 128), TensorParallel(0, 1, None, CUDA), CUDA)
-    kv = kv_cache.allocate(model.kv_spec, 64, 4, CUDA)
-    device_seats = DeviceSeats(10, 32, CUDA)
-    staging = Staging(shape, 0, CUDA)
-    lens = np.ones(shape.num_rows, np.int32)
-    staged = StagedStep(0, shape, num_decode_rows, lens, lens, np.zeros(shape.num_samples, np.int64))
-    with Watch() as seen:
-        prepared = forward_batch(staging.device(shape), staged, device_seats, kv.tokens_per_block)
-        hidden = model.forward(prepared.batch, kv)
-        logits = model.logits(hidden)
-        device_seats.store(prepared.row_seats, prepared.row_seats)
-    assert not seen.waits
-    assert logits.device == CUDA
 
 
 @pytest.mark.parametrize("kind", ["default", "linear", "dynamic", "llama3"])

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from model_testkit import tiny_llama
-from shard_testkit.engines import EngineSizes, LocalEngine
+from shard_testkit.engines import EngineSizes, LocalEngine, integer_model
 from shard_testkit.fake_cuda import CUDA, fake_cuda
+from shard_testkit.integer import IntegerReference
 
 from penstock_server import models
 from penstock_server.models.source import ModelSource
@@ -35,8 +36,12 @@ def launches(tmp_path, monkeypatch):
 
 @pytest.fixture
 def engine(launches, tmp_path):
-    """Eight seats with blocks, four of which have sampled a token."""
     model = models.load(ModelSource(tmp_path, CUDA, "bfloat16"), TensorParallel(0, 1, None, CUDA))
+    return busy_engine(model, launches)
+
+
+def busy_engine(model, launches):
+    """Eight seats with blocks, four of which have sampled a token."""
     engine = LocalEngine(model, SIZES, inline=True, device=CUDA)
     engine.run(
         PlanDraft(
@@ -75,7 +80,7 @@ def test_a_step_never_waits_and_copies_once_each_way(engine, launches, rows, att
         engine.run(PlanDraft(rows=rows))
     assert len(launches.copies) == 2, "the step's numbers there, its results back"
     kernels = [name for name in launches.kernels if name != "plan_kernel"]
-    assert kernels == ["_embedding_kernel", *layer(*attention) * LAYERS, "_rms_norm_kernel"]
+    assert kernels == ["_prepare_step_kernel", "_embedding_kernel", *layer(*attention) * LAYERS, "_rms_norm_kernel"]
     assert launches.kernels.count("plan_kernel") == 1
     assert launches.products == PRODUCTS * LAYERS + 1
 
@@ -88,3 +93,12 @@ def test_a_step_that_waits_raises(engine, launches, wait):
     engine.parts.model.forward = lambda batch, kv: (wait(batch.positions), forward(batch, kv))[1]
     with pytest.raises(Exception, match=r"local_scalar_dense|nonzero|same device|index"), launches:
         engine.run(PlanDraft(rows=[PlanRow(0)]))
+
+
+@pytest.mark.parametrize("rows", [[PlanRow(0), PlanRow(3)], [PlanRow(0), prompt(5, 16)], [prompt(5, 900)]], ids=len)
+def test_the_integer_model_neither(launches, tmp_path, rows):
+    engine = busy_engine(integer_model(IntegerReference(vocab_size=131), tmp_path / "integer", CUDA), launches)
+    with launches:
+        engine.run(PlanDraft(rows=rows))
+    assert len(launches.copies) == 2
+    assert launches.kernels == ["_prepare_step_kernel"]

@@ -64,12 +64,12 @@ def _prepare_step_kernel(
     """First a program for every piece of every row's table, then one for every run of tokens."""
     program, place = tl.program_id(0), tl.arange(0, block)
     if program < num_rows * pieces:
-        row, entry = program // pieces, program % pieces * block + place
-        seat = tl.load(alias + tl.load(row_seats + row))
-        table = tl.load(block_table + seat * table_width + entry, mask=entry < width, other=0)
-        tl.store(out_table + row.to(tl.int64) * width + entry, table, mask=entry < width)
+        row, piece = program // pieces, program % pieces * block + place
+        row_seat = tl.load(alias + tl.load(row_seats + row))
+        table = tl.load(block_table + row_seat * table_width + piece, mask=piece < width, other=0)
+        tl.store(out_table + row.to(tl.int64) * width + piece, table, mask=piece < width)
         if program % pieces == 0:
-            tl.store(out_row_seats + row, seat)
+            tl.store(out_row_seats + row, row_seat)
     else:
         token = (program - num_rows * pieces) * block + place
         there = token < num_tokens

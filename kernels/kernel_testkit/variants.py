@@ -150,7 +150,7 @@ def _elementwise(model: ModelShape) -> Iterator[Variant]:
         prepare_step_triton._prepare_step_kernel,
         ["*i64"] * 7 + ["*i32"] + ["*i64"] * 3 + ["*i32"] + ["i32"] * 3,
         {"table_width": 512, "width": 512, "pieces": 1, "block": 512},  # 8,192 tokens
-        Budget(40),
+        Budget(48),
     )
     yield _simple(
         embedding_triton._embedding_kernel,
@@ -163,7 +163,7 @@ def _elementwise(model: ModelShape) -> Iterator[Variant]:
             rms_norm_triton._rms_norm_kernel,
             ["*bf16"] * 4 + ["fp32"],
             {"channels": model.hidden, "adds": adds, "block": triton.next_power_of_2(model.hidden)},
-            Budget(40),
+            Budget(48),
             rms_norm_triton.num_warps(model.hidden),
         )
     constants = {

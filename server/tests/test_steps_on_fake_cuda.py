@@ -102,3 +102,22 @@ def test_the_integer_model_neither(launches, tmp_path, rows):
         engine.run(PlanDraft(rows=rows))
     assert len(launches.copies) == 2
     assert launches.kernels == ["_prepare_step_kernel"]
+
+
+def test_a_layer_of_large_weights_and_few_rows_is_eight_launches(tmp_path, monkeypatch):
+    """As docs/kernels.md has it; with more rows the library's products are taken, and the activation is a ninth."""
+    sizes = {"hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 16, "num_key_value_heads": 4}
+    sizes |= {"head_dim": 128, "vocab_size": 4096, "num_hidden_layers": 1, "max_position_embeddings": 2048}
+    tiny_llama.save(tmp_path, dtype=torch.bfloat16, **sizes)
+    with fake_cuda(monkeypatch) as launches:
+        model = models.load(ModelSource(tmp_path, CUDA, "bfloat16"), TensorParallel(0, 1, None, CUDA))
+        engine = busy_engine(model, launches)
+        with launches:
+            engine.run(PlanDraft(rows=[PlanRow(seat) for seat in range(4)]))
+    attention = ["_rms_norm_kernel", "_skinny_kernel", "_rotary_kv_store_kernel", "decode_kernel", "_skinny_kernel"]
+    mlp = ["_rms_norm_kernel", "_skinny_kernel", "_skinny_kernel"]
+    kernels = [name for name in launches.kernels if name != "plan_kernel"]
+    ends = ["_rms_norm_kernel", "_skinny_kernel"]
+    assert kernels == ["_prepare_step_kernel", "_embedding_kernel", *attention, *mlp, *ends]
+    assert len(attention) + len(mlp) == 8
+    assert launches.products == 0

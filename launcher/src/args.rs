@@ -71,6 +71,9 @@ pub(crate) struct ModelArgs {
     /// Type to compute in; auto is the checkpoint's on a GPU, float32 on a CPU
     #[arg(long, env = "DTYPE", value_enum, default_value_t = Dtype::Auto)]
     pub(crate) dtype: Dtype,
+    /// Where weights come from; dummy makes random ones from config.json alone, for measurements
+    #[arg(long, env = "LOAD_FORMAT", value_enum, default_value_t = LoadFormat::Auto)]
+    pub(crate) load_format: LoadFormat,
     /// Log what this runs on
     #[arg(long, short)]
     pub(crate) env: bool,
@@ -142,6 +145,28 @@ impl Dtype {
             Self::Float32 => "float32",
             Self::Bfloat16 => "bfloat16",
             Self::Float16 => "float16",
+        }
+    }
+}
+
+/// Forms of weights by vLLM's names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "lower")]
+pub(crate) enum LoadFormat {
+    /// What the folder has; safetensors are all that can be read.
+    Auto,
+    Safetensors,
+    /// None: random ones, and no file of weights is looked at.
+    Dummy,
+}
+
+impl LoadFormat {
+    /// The name that shards and users know.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Safetensors => "safetensors",
+            Self::Dummy => "dummy",
         }
     }
 }

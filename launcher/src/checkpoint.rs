@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 
+use crate::args::LoadFormat;
 use crate::failure::Failure;
 use crate::safetensors::{self, WeightTotals};
 
@@ -40,6 +41,8 @@ struct RawConfig {
     architectures: Option<Vec<String>>,
     hidden_act: Option<String>,
     hidden_size: Option<u64>,
+    intermediate_size: Option<u64>,
+    tie_word_embeddings: Option<bool>,
     num_hidden_layers: Option<u64>,
     num_attention_heads: Option<u64>,
     num_key_value_heads: Option<u64>,
@@ -54,7 +57,14 @@ pub(crate) struct Config {
     raw: RawConfig,
     path: PathBuf,
     /// Some architectures have none.
-    pub(crate) has_weights: bool,
+    has_weights: bool,
+}
+
+impl Config {
+    /// Whether anything but config and tokenizer is read.
+    pub(crate) fn has_weight_files(&self, load_format: LoadFormat) -> bool {
+        self.has_weights && load_format != LoadFormat::Dummy
+    }
 }
 
 /// Whether the folder has no tokenizer as the router reads it.
@@ -82,7 +92,11 @@ pub(crate) fn check_config(folder: &Path) -> Result<Config, Failure> {
 }
 
 /// Reads everything that can be wrong with a model folder, or says what is. `tokenizer` is a file outside it.
-pub(crate) fn inspect(folder: &Path, tokenizer: Option<&Path>) -> Result<Checkpoint, Failure> {
+pub(crate) fn inspect(
+    folder: &Path,
+    tokenizer: Option<&Path>,
+    load_format: LoadFormat,
+) -> Result<Checkpoint, Failure> {
     let config = check_config(folder)?;
     let own_tokenizer = folder.join(TOKENIZER);
     read_json::<IgnoredAny>(tokenizer.unwrap_or(&own_tokenizer))?;
@@ -92,17 +106,42 @@ pub(crate) fn inspect(folder: &Path, tokenizer: Option<&Path>) -> Result<Checkpo
             read_json::<IgnoredAny>(&file)?;
         }
     }
-    let weights = if config.has_weights {
+    let weights = if config.has_weight_files(load_format) {
         safetensors::inspect(folder)?
     } else {
         WeightTotals::default()
     };
-    shape(&config.raw, folder, weights).map_err(|key| {
+    let mut checkpoint = shape(&config.raw, folder, weights).map_err(|key| {
         Failure::Model(format!(
             "{} has no usable `{key}`: a number from 1 to {MAX_NUMBER} is needed",
             config.path.display()
         ))
-    })
+    })?;
+    if config.has_weights && load_format == LoadFormat::Dummy {
+        checkpoint.weights.elements = elements(&config.raw, &checkpoint);
+    }
+    Ok(checkpoint)
+}
+
+/// Elements of the matrices that a config asks for: what dummy weights take. Norms and biases are too small to count.
+fn elements(raw: &RawConfig, model: &Checkpoint) -> u64 {
+    let hidden = raw
+        .hidden_size
+        .unwrap_or(model.num_heads.saturating_mul(model.head_dim));
+    let heads = 2 * (model.num_heads + model.num_kv_heads);
+    let attention = heads.saturating_mul(model.head_dim);
+    let mlp = raw.intermediate_size.unwrap_or(0).saturating_mul(3);
+    let layers = attention
+        .saturating_add(mlp)
+        .saturating_mul(model.num_layers);
+    let tables = if raw.tie_word_embeddings == Some(true) {
+        1
+    } else {
+        2
+    };
+    layers
+        .saturating_add(model.vocab_size * tables)
+        .saturating_mul(hidden)
 }
 
 /// The numbers of a config; the error is the key that is absent or out of range.
@@ -220,7 +259,7 @@ mod tests {
     }
 
     fn refusal(files: &[(&str, &str)]) -> String {
-        match inspect(folder(files).path(), None) {
+        match inspect(folder(files).path(), None, LoadFormat::Auto) {
             Err(Failure::Model(text)) => text,
             other => panic!("not refused as a model: {other:?}"),
         }
@@ -229,7 +268,7 @@ mod tests {
     #[test]
     fn a_model_without_weights_needs_only_config_and_tokenizer() {
         let folder = folder(&[("config.json", INTEGER), ("tokenizer.json", "{}")]);
-        let checkpoint = inspect(folder.path(), None).unwrap();
+        let checkpoint = inspect(folder.path(), None, LoadFormat::Auto).unwrap();
         assert_eq!(
             (
                 checkpoint.num_heads,
@@ -239,6 +278,24 @@ mod tests {
             (4, 4, 128)
         );
         assert_eq!(checkpoint.weights, WeightTotals::default());
+    }
+
+    #[test]
+    fn dummy_weights_need_no_file_and_are_counted_for_the_memory() {
+        const LLAMA: &str = r#"{"architectures":["LlamaForCausalLM"],"vocab_size":100,"num_hidden_layers":3,
+            "num_attention_heads":4,"num_key_value_heads":2,"hidden_size":32,"intermediate_size":64}"#;
+        let tied = LLAMA.replace(
+            "\"vocab_size\"",
+            "\"tie_word_embeddings\":true,\"vocab_size\"",
+        );
+        let layer = 32 * (32 + 16 + 16 + 32) + 3 * 32 * 64;
+        for (config, tables) in [(LLAMA, 2), (tied.as_str(), 1)] {
+            let folder = folder(&[("config.json", config), ("tokenizer.json", "{}")]);
+            let dummy = inspect(folder.path(), None, LoadFormat::Dummy).unwrap();
+            assert_eq!(dummy.weights.elements, 3 * layer + tables * 32 * 100);
+            let refused = inspect(folder.path(), None, LoadFormat::Safetensors);
+            assert!(matches!(refused, Err(Failure::Model(_))), "{refused:?}");
+        }
     }
 
     #[test]

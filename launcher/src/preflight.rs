@@ -82,7 +82,11 @@ pub(crate) fn check(cli: &Cli, early: Early, located: Located) -> Result<Preflig
     let Early {
         address, python, ..
     } = early;
-    let model = checkpoint::inspect(&located.folder, located.tokenizer.as_deref())?;
+    let model = checkpoint::inspect(
+        &located.folder,
+        located.tokenizer.as_deref(),
+        cli.model.load_format,
+    )?;
     let machine = machine(
         cli.sharding.device,
         cli.sharding.cuda_visible_devices.as_deref(),

@@ -112,7 +112,7 @@ async fn fetch(
                 // A model that cannot be served is refused before its weights come.
                 let config = checkpoint::check_config(&folder)?;
                 safetensors::check_index(&folder)?;
-                if config.has_weights {
+                if config.has_weight_files(args.load_format) {
                     helper.say(&serde_json::Map::new()).await;
                 } else {
                     helper.finish();

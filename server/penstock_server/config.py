@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# Weights are safetensors, by either of the first two names, or random.
+LOAD_FORMATS = ("auto", "safetensors", "dummy")
+
 
 @dataclass(frozen=True, slots=True)
 class ShardConfig:
@@ -17,6 +20,7 @@ class ShardConfig:
     socket_path: Path  # this rank's unix socket
     rendezvous_path: Path  # file for torch.distributed's FileStore, the same for all ranks, fresh per start
     dtype: str  # "auto", "float32", "bfloat16", "float16"
+    load_format: str  # one of `LOAD_FORMATS`
     device: str  # "auto", "cpu", "cuda"
     tokens_per_block: int
     num_blocks: int | None  # scratch block included; None: as many as the device's memory holds (CUDA)

@@ -110,7 +110,9 @@ class Shard:
         config, device = self._config, self._device
         torch.set_num_threads(config.num_threads)
         parallel = TensorParallel(config.rank, config.num_ranks, config.rendezvous_path, device)
-        source = ModelSource(config.model_path, device, config.dtype, lambda part: self._publish("load", part))
+        source = ModelSource(
+            config.model_path, device, config.dtype, config.load_format, lambda part: self._publish("load", part)
+        )
         model = models.load(source, parallel)
         self._publish("kv", 0.0)
         num_blocks = config.num_blocks or self._measure_blocks(model, parallel)

@@ -32,6 +32,7 @@ DEFAULTS: dict[str, Any] = {
     "rank": 0,
     "num_ranks": 1,
     "dtype": "auto",
+    "load_format": "auto",
     "device": "cpu",
     "tokens_per_block": 4,
     "num_blocks": 256,

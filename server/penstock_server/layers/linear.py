@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from penstock_kernels import linear
+from penstock_server.dummy_weights import DummyReader
 from penstock_server.parallel import TensorParallel
 from penstock_server.weights import CheckpointReader
 
@@ -17,7 +18,7 @@ from penstock_server.weights import CheckpointReader
 class LoadContext:
     """Where layers load from and what they load into."""
 
-    reader: CheckpointReader
+    reader: CheckpointReader | DummyReader
     parallel: TensorParallel
     device: torch.device
     dtype: torch.dtype  # of computation

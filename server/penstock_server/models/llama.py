@@ -9,6 +9,7 @@ import torch
 
 from penstock_kernels.attention import prepare
 from penstock_server.batch import ForwardBatch
+from penstock_server.dummy_weights import DummyReader
 from penstock_server.kv_cache import KvCache
 from penstock_server.layers.attention import AttentionShape, SelfAttention, StepAttention
 from penstock_server.layers.embedding import LmHead, VocabParallelEmbedding
@@ -44,6 +45,8 @@ def load(source: ModelSource, parallel: TensorParallel) -> "LlamaModel":
     """See `models.load`."""
     config = ModelConfig.from_folder(source.folder)
     dtype = describe(source.folder, parallel.split, source.device, source.dtype).kv_spec.dtype
+    if source.load_format == "dummy":
+        return LlamaModel(config, LoadContext(DummyReader(config.dtype, source.device), parallel, source.device, dtype))
     with CheckpointReader(source.folder, _KNOWN_UNUSED, source.progress) as reader:
         return LlamaModel(config, LoadContext(reader, parallel, source.device, dtype))
 

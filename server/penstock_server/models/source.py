@@ -27,4 +27,5 @@ class ModelSource:
     folder: Path
     device: torch.device
     dtype: str  # "auto", "float32", "bfloat16" or "float16"
+    load_format: str = "auto"  # "auto" and "safetensors" are the same; "dummy": random weights
     progress: Callable[[float], None] = lambda fraction: None  # told the fraction that is loaded

@@ -21,7 +21,7 @@ STOP_LIMIT_S = 30
 
 def environment(folder: Path) -> dict[str, str]:
     """The caller's, less what would configure a launcher, with a TMPDIR of its own so that leftovers are seen."""
-    configuring = {"HOSTNAME", "PORT", "MODEL_ID", "NUM_SHARD", "DTYPE", "LOG_LEVEL", "JSON_OUTPUT"}
+    configuring = {"HOSTNAME", "PORT", "MODEL_ID", "NUM_SHARD", "DTYPE", "LOAD_FORMAT", "LOG_LEVEL", "JSON_OUTPUT"}
     configuring |= {"REVISION", "QUANTIZE", "SHARDED", "SPECULATE", "API_KEY", "HF_MODEL_ID"}
     configuring |= {"HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HUGGINGFACE_HUB_CACHE"}
     kept = {name: value for name, value in os.environ.items() if name not in configuring}

@@ -26,6 +26,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def log_of(port: int) -> Path:
+    """The log of the server that was started with this port, while it runs."""
+    return Path(f"/tmp/penstock-bench-{port}.log")
+
+
 @contextlib.contextmanager
 def penstock(model: Path, *flags: str) -> Iterator[int]:
     """The launcher of this checkout's environment, or the one that PENSTOCK_LAUNCHER names. Yields the port."""
@@ -67,7 +72,7 @@ def running(
     command: list[str], port: int, environment: dict[str, str] | None = None, cores: set[int] | None = None
 ) -> Iterator[int]:
     """Starts a server, on these cores if they are given, waits until it is healthy and stops it. Yields its pid."""
-    log_path = Path(f"/tmp/penstock-bench-{port}.log")
+    log_path = log_of(port)
     with log_path.open("w") as log:
         process = subprocess.Popen(
             command,

@@ -16,20 +16,21 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One object per line, which is never broken by what the message holds."""
+    """One object per line, which is never broken by what the message holds. `extra={"fields": ...}` adds to it."""
 
     def __init__(self, rank: int) -> None:
         super().__init__()
         self._rank = rank
 
     def format(self, record: logging.LogRecord) -> str:
-        fields: dict[str, str | int] = {
+        fields: dict[str, object] = {
             "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(),
             "level": record.levelname,
             "message": record.getMessage(),
             "target": record.name,
             "rank": self._rank,
         }
+        fields |= getattr(record, "fields", {})
         if record.exc_info:
             fields["error"] = self.formatException(record.exc_info)
         return json.dumps(fields)

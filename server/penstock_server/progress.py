@@ -8,6 +8,29 @@ from pathlib import Path
 STALL_SECONDS = 30.0
 
 
+class StartPhases:
+    """Seconds of each phase of a start, one after another without gaps."""
+
+    def __init__(self, started_at: float) -> None:
+        """`started_at`: by the monotonic clock."""
+        self.seconds: dict[str, float] = {}
+        self._since = started_at
+
+    def end(self, name: str) -> None:
+        """What happened since the phase before ended was this one; a phase may come in several parts."""
+        now = time.monotonic()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since
+        self._since = now
+
+    @property
+    def total(self) -> float:
+        """Seconds from the start to the end of the last phase."""
+        return sum(self.seconds.values())
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {seconds:.2f} s" for name, seconds in self.seconds.items())
+
+
 class Progress:
     """Counts plans. Health is answered from here, without the device."""
 

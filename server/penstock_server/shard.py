@@ -21,7 +21,7 @@ from penstock_server.models.base import Model
 from penstock_server.models.source import ModelSource
 from penstock_server.parallel import Split, TensorParallel
 from penstock_server.pb.shard.v1 import shard_pb2
-from penstock_server.progress import Progress
+from penstock_server.progress import Progress, StartPhases
 from penstock_server.sampling import Sampler
 from penstock_server.seats import DeviceSeats
 from penstock_server.sizes import blocks_per_seat, plan_limits
@@ -61,6 +61,9 @@ class Shard:
     def __init__(self, config: ShardConfig) -> None:
         """Ready to serve when it returns. Raises ValueError for what the model folder or the config does not allow."""
         self._config = config
+        self._progress = Progress()
+        self._phases = StartPhases(self._progress.started_at)
+        self._phases.end("import")
         self._device = pick_device(config)
         split = Split(config.rank, config.num_ranks)
         self._description = models.describe(config.model_path, split, self._device, config.dtype)
@@ -69,11 +72,13 @@ class Shard:
             raise ValueError(f"max_seq_len {config.max_seq_len} exceeds the model's {positions} positions")
         if self._description.float32_reason is not None:
             logger.info("%s", self._description.float32_reason)
-        self._progress = Progress()
+        self._phases.end("config")
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._facts = self._shard_facts()
+        self._weight_bytes = 0
         self._limits = plan_limits(config, config.num_blocks or 0, self._description.vocab_size)
         self._transport = Transport(config.socket_path, self._info(ready=False), self._inbox, self._progress)
+        self._phases.end("listen")
         self._thread = DeviceThread()
         self._engine = self._thread.call(self._start_engine) if self._device.type == "cpu" else self._start_engine()
         self._warm_up()
@@ -90,10 +95,23 @@ class Shard:
         self._engine.expect_no_compilation()
         self._progress.ready = True
         self._publish("ready", 1.0)
-        logger.info("ready in %d ms: %d blocks", self._progress.elapsed_ms(), self._limits.num_blocks)
+        self._log_ready()
         code = EngineLoop(self._engine, self._inbox, self._config.step_depth, self._progress).run()
         self._transport.stop()
         return code
+
+    def _log_ready(self) -> None:
+        phases, gigabytes = self._phases, self._weight_bytes / 1e9
+        phases.end("rest")
+        rate = gigabytes / phases.seconds["weights"]
+        fields = {
+            "ready_seconds": phases.total,
+            "phase_seconds": phases.seconds,
+            "weight_gigabytes_per_second": rate,
+            "num_blocks": self._limits.num_blocks,
+        }
+        text = "ready in %.2f s: %s; %.2f GB of weights at %.2f GB/s, %d blocks"
+        logger.info(text, phases.total, phases, gigabytes, rate, self._limits.num_blocks, extra={"fields": fields})
 
     def _shard_facts(self) -> ShardFacts:
         spec = self._description.kv_spec
@@ -110,15 +128,22 @@ class Shard:
         config, device = self._config, self._device
         torch.set_num_threads(config.num_threads)
         parallel = TensorParallel(config.rank, config.num_ranks, config.rendezvous_path, device)
-        source = ModelSource(
-            config.model_path, device, config.dtype, config.load_format, lambda part: self._publish("load", part)
-        )
+        self._phases.end("connect")
+        source = ModelSource(config.model_path, device, config.dtype, config.load_format, self._weights_read)
         model = models.load(source, parallel)
+        self._phases.end("weights")
         self._publish("kv", 0.0)
         num_blocks = config.num_blocks or self._measure_blocks(model, parallel)
         self._limits = plan_limits(config, num_blocks, model.vocab_size)
+        self._phases.end("measure")
         kv = kv_cache.allocate(model.kv_spec, num_blocks, config.tokens_per_block, device)
-        return Engine(self._parts(model, kv, parallel), self._limits, self._hooks(), self._thread)
+        engine = Engine(self._parts(model, kv, parallel), self._limits, self._hooks(), self._thread)
+        self._phases.end("kv")
+        return engine
+
+    def _weights_read(self, fraction: float, num_bytes: int) -> None:
+        self._weight_bytes = num_bytes
+        self._publish("load", fraction)
 
     def _parts(self, model: Model, kv: kv_cache.KvCache, parallel: TensorParallel) -> StepParts:
         config, limits, device = self._config, self._limits, self._device
@@ -152,7 +177,9 @@ class Shard:
 
     def _warm_up(self) -> None:
         self._publish("graphs", 0.0)
-        self._batch_invariant = warm_up(self._engine, self._device.type, lambda part: self._publish("graphs", part))
+        self._batch_invariant = warm_up(
+            self._engine, self._device.type, lambda part: self._publish("graphs", part), self._phases.end
+        )
         if self._config.fill_kv_with_nan:
             self._engine.fill_kv(float("nan"))  # only now: the warm-up has written to the pool
 

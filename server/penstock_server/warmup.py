@@ -24,20 +24,31 @@ LARGEST_WARM_ROWS = {"cpu": 32, "cuda": 1 << 24}
 LARGEST_WARM_TOKENS = {"cpu": 64, "cuda": 512}
 
 
-def warm_up(engine: Engine, device_type: str, progress: Callable[[float], None]) -> bool:
-    """Leaves the engine clear. Returns whether a row's results were the same, bit for bit, alone and in a batch, and
+def warm_up(
+    engine: Engine,
+    device_type: str,
+    progress: Callable[[float], None],
+    ended: Callable[[str], None] = lambda phase: None,
+) -> bool:
+    """`progress` is told the fraction that is done, `ended` the phase that came to its end, or a part of one.
+
+    Leaves the engine clear. Returns whether a row's results were the same, bit for bit, alone and in a batch, and
     with its prompt whole and in pieces. All ranks return the same.
     """
     for index, size in enumerate(sizes := warm_sizes(engine.limits, device_type)):
         engine.warm_up(*size)
+        ended("kernels")
         if size[1]:
             engine.capture(*size)
         else:
             engine.capture_later([size])
+        ended("graphs")
         progress(index / len(sizes))
     engine.clear()
     _run_all_sampling_stages(engine)
+    ended("kernels")
     invariant = _is_batch_invariant(engine) and _is_cut_invariant(engine)
+    ended("probes")
     progress(1.0)
     return invariant
 

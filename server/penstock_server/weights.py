@@ -36,10 +36,13 @@ class CheckpointReader:
     """The tensors of one model folder. A context manager: leaving it without an error checks for leftovers."""
 
     def __init__(
-        self, folder: Path, known_unused: Iterable[str] = (), progress: Callable[[float], None] = lambda fraction: None
+        self,
+        folder: Path,
+        known_unused: Iterable[str] = (),
+        progress: Callable[[float, int], None] = lambda fraction, num_bytes: None,
     ) -> None:
         """`known_unused`: regular expressions of whole names that may stay unread. `progress` is told the fraction of
-        tensors read. Raises WeightError.
+        tensors read, and the bytes so far of the parts that were wanted. Raises WeightError.
         """
         self._folder = folder
         self._progress = progress
@@ -49,6 +52,7 @@ class CheckpointReader:
         self._open_name: str | None = None
         self._open: Any = None
         self._bytes_read = 0
+        self._bytes_since_open = 0
 
     def __enter__(self) -> Self:
         return self
@@ -80,9 +84,10 @@ class CheckpointReader:
                 f"{self._folder}: {name} is stored as {tensor.dtype}: quantized checkpoints are not supported"
             )
         self._unread.discard(name)
-        self._progress(1.0 - len(self._unread) / len(self._file_of))
         self._bytes_read += tensor.nbytes
-        if self._bytes_read > _REOPEN_BYTES:
+        self._progress(1.0 - len(self._unread) / len(self._file_of), self._bytes_read)
+        self._bytes_since_open += tensor.nbytes
+        if self._bytes_since_open > _REOPEN_BYTES:
             self._close()
         return tensor
 
@@ -96,7 +101,7 @@ class CheckpointReader:
         return self._open
 
     def _close(self) -> None:
-        self._open, self._open_name, self._bytes_read = None, None, 0
+        self._open, self._open_name, self._bytes_since_open = None, None, 0
         _return_freed_memory()
 
     def _check_leftovers(self) -> None:

@@ -72,12 +72,13 @@ def test_a_stale_index_beside_a_whole_file_is_named(tmp_path):
         CheckpointReader(tmp_path)
 
 
-def test_progress_reaches_one(tmp_path):
+def test_progress_reaches_one_and_counts_what_was_wanted(tmp_path):
     seen = []
-    with CheckpointReader(checkpoint(tmp_path, {"a": torch.ones(2), "b": torch.ones(2)}), (), seen.append) as reader:
+    folder = checkpoint(tmp_path, {"a": torch.ones(2), "b": torch.ones(2)})
+    with CheckpointReader(folder, (), lambda *told: seen.append(told)) as reader:
         reader.read("a", (2,))
-        reader.read("b", (2,))
-    assert seen == [0.5, 1.0]
+        reader.read("b", (2,), (slice(0, 1),))
+    assert seen == [(0.5, 8), (1.0, 12)]
 
 
 def test_a_missing_tensor_is_named(tmp_path):

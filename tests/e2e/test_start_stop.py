@@ -28,6 +28,21 @@ def test_it_starts_answers_and_drains_to_exit_code_0(launch, integer_folder):
     assert launcher.leftovers() == []
 
 
+def test_each_shard_logs_where_the_time_of_its_start_went(launch, llama_folder):
+    launcher = launch("--model-id", llama_folder, "--num-shard", "2", "--json-output")
+    served = float(launcher.wait_for_line(r"served on .* after ([\d.]+) s").group(1))
+    assert launcher.stop() == 0
+    lines = [json.loads(line) for line in launcher.lines if '"phase_seconds"' in line]
+    assert sorted(line["rank"] for line in lines) == [0, 1]
+    phases = {"import", "config", "listen", "connect", "weights", "measure", "kv", "kernels", "graphs"}
+    for line in lines:
+        assert set(line["phase_seconds"]) == phases | {"probes", "rest"}
+        assert sum(line["phase_seconds"].values()) == pytest.approx(line["ready_seconds"])
+        assert line["phase_seconds"]["import"] > 0.1, "torch is imported"
+        assert line["ready_seconds"] < served
+        assert line["weight_gigabytes_per_second"] > 0
+
+
 def test_the_log_shows_each_phase_and_a_curl_that_works(launch, integer_folder):
     launcher = launch("--model-id", integer_folder)
     url = launcher.wait_until_ready()

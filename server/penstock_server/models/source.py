@@ -28,4 +28,5 @@ class ModelSource:
     device: torch.device
     dtype: str  # "auto", "float32", "bfloat16" or "float16"
     load_format: str = "auto"  # "auto" and "safetensors" are the same; "dummy": random weights
-    progress: Callable[[float], None] = lambda fraction: None  # told the fraction that is loaded
+    # Told the fraction that is loaded, and the bytes that were read for it.
+    progress: Callable[[float, int], None] = lambda fraction, num_bytes: None

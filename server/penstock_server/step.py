@@ -106,8 +106,8 @@ class StepRunner:
             logprobs=None if logprobs is None else Logprobs(*(results.receive(part) for part in logprobs)),
             clock=clock,
         )
-        results.send()
         clock.note(Moment.END)
+        results.send()  # last: who has seen the results come may read the clock
         return output
 
     @torch.inference_mode()

@@ -39,7 +39,7 @@ def test_each_shard_logs_where_the_time_of_its_start_went(launch, llama_folder):
         assert set(line["phase_seconds"]) == phases | {"probes", "rest"}
         assert sum(line["phase_seconds"].values()) == pytest.approx(line["ready_seconds"])
         assert line["phase_seconds"]["import"] > 0.1, "torch is imported"
-        assert line["ready_seconds"] < served
+        assert line["ready_seconds"] < served + 0.1, "the launcher rounds to a tenth"
         assert line["weight_gigabytes_per_second"] > 0
 
 

@@ -125,6 +125,12 @@ pub(crate) struct PythonArgs {
     /// Python that has `penstock_server` [default: the one beside this program, else python3 on the PATH]
     #[arg(long, env = "PENSTOCK_PYTHON")]
     pub(crate) python: Option<PathBuf>,
+    /// Folder where compiled kernels are kept [default: `penstock/triton` in `XDG_CACHE_HOME`]
+    #[arg(long, env = "TRITON_CACHE_DIR")]
+    pub(crate) kernel_cache_dir: Option<PathBuf>,
+    /// The user's cache, as desktops name it
+    #[arg(long, env = "XDG_CACHE_HOME", hide = true)]
+    pub(crate) xdg_cache_home: Option<PathBuf>,
 }
 
 /// Compute types by TGI's names.
@@ -201,6 +207,7 @@ mod tests {
             "device",
             "step-depth",
             "python",
+            "kernel-cache-dir",
             "fill-kv-with-nan",
             "cuda-visible-devices",
         ]);

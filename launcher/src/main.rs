@@ -5,6 +5,7 @@ mod args;
 mod checkpoint;
 mod failure;
 mod helper;
+mod kernel_cache;
 mod logs;
 mod memory;
 mod preflight;
@@ -94,6 +95,9 @@ fn plan(cli: &Cli, preflight: &Preflight, started: Instant) -> Result<Launch, Fa
         address: preflight.address,
         model_name: served_name(cli, preflight),
         python: preflight.python.clone(),
+        kernel_cache: preflight
+            .cuda
+            .then(|| kernel_cache::folder(&cli.python, &folder.path().join("triton"))),
         router: preflight::own_path()?.with_file_name("router"),
         router_config: serde_json::to_string(&router_config).map_err(|error| {
             Failure::Failed(format!("cannot write the router's config: {error}"))

@@ -93,9 +93,36 @@ pub(crate) fn socket_path(folder: &Path, rank: u32) -> PathBuf {
     folder.join(format!("shard-{rank}.sock"))
 }
 
-/// The program of a shard. `-P`: the working directory must not shadow a package.
-pub(crate) fn command(python: &Path) -> Command {
+/// The program of a shard, and the folder where its compiler keeps kernels. `-P`: the working directory must not shadow a
+/// package.
+pub(crate) fn command(python: &Path, kernel_cache: Option<&Path>) -> Command {
     let mut command = Command::new(python);
     command.args(["-P", "-m", "penstock_server"]);
+    if let Some(folder) = kernel_cache {
+        command.env("TRITON_CACHE_DIR", folder);
+    }
     command
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+
+    use super::*;
+
+    #[test]
+    fn a_shard_is_told_where_its_compiler_keeps_kernels() {
+        let told = |folder: Option<&Path>| {
+            let command = command(Path::new("python"), folder);
+            let mut variables = command.as_std().get_envs();
+            variables.find_map(|(name, value)| {
+                (name == "TRITON_CACHE_DIR").then(|| value.map(OsStr::to_owned))
+            })
+        };
+        assert_eq!(
+            told(Some(Path::new("/kernels"))),
+            Some(Some("/kernels".into()))
+        );
+        assert_eq!(told(None), None);
+    }
 }

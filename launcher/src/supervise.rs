@@ -39,6 +39,8 @@ pub(crate) struct Launch {
     pub(crate) address: SocketAddr,
     pub(crate) model_name: String,
     pub(crate) python: PathBuf,
+    /// None where the shards compile no kernels.
+    pub(crate) kernel_cache: Option<PathBuf>,
     pub(crate) router: PathBuf,
     pub(crate) router_config: String,
     pub(crate) shard_config: ShardConfig,
@@ -152,7 +154,7 @@ impl Supervisor {
                 self.generation,
                 folder,
             ))?;
-            let command = shard::command(&self.launch.python);
+            let command = shard::command(&self.launch.python, self.launch.kernel_cache.as_deref());
             let source = Source::Shard { rank };
             let shard =
                 Process::spawn(command, config, source, self.generation, self.sinks.clone())

@@ -13,6 +13,8 @@ struct Pending {
     plan_checksum: u32,
     /// Per rank, once it has answered.
     ids_checksums: Vec<Option<u32>>,
+    /// Of all ranks that have answered: each compiles for its own device.
+    num_kernels_compiled: u32,
     /// From rank 0.
     result: Option<StepResult>,
 }
@@ -38,6 +40,7 @@ impl Acks {
             plan_id,
             plan_checksum,
             ids_checksums: vec![None; self.num_ranks],
+            num_kernels_compiled: 0,
             result: None,
         });
     }
@@ -67,6 +70,9 @@ impl Acks {
             )));
         }
         pending.ids_checksums[rank] = Some(ack.ids_checksum);
+        pending.num_kernels_compiled = pending
+            .num_kernels_compiled
+            .saturating_add(ack.num_kernels_compiled);
         if rank == 0 {
             let result = wire::result_from_wire(ack)
                 .map_err(|message| EngineError::Rank { rank, message })?;
@@ -90,7 +96,10 @@ impl Acks {
                 front.plan_id
             )));
         }
-        let result = front.result.take();
+        let result = front.result.take().map(|result| StepResult {
+            num_kernels_compiled: front.num_kernels_compiled,
+            ..result
+        });
         self.pending.pop_front();
         Ok(result)
     }
@@ -120,6 +129,21 @@ mod tests {
         acks.take(0, &ack(1, 10, 5)).unwrap();
         assert_eq!(acks.complete().unwrap().unwrap().plan_id, 1);
         assert!(acks.complete().unwrap().is_none());
+    }
+
+    #[test]
+    fn kernels_compiled_by_any_rank_are_counted() {
+        let mut acks = Acks::new(3);
+        acks.expect(1, 10);
+        for (rank, num_kernels_compiled) in [(2, 5), (0, 1), (1, 0)] {
+            let ack = pb::StepResult {
+                num_kernels_compiled,
+                ..ack(1, 10, 5)
+            };
+            acks.take(rank, &ack).unwrap();
+        }
+        let result = acks.complete().unwrap().unwrap();
+        assert_eq!(result.num_kernels_compiled, 6);
     }
 
     #[test]

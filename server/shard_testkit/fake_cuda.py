@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from penstock_kernels import attention_config, overlap, triton_support
-from penstock_server import seat_params, seats, staging, step, transfers
+from penstock_server import seat_params, seats, staging, step, transfers, weights
 from penstock_server.results import StepColumns
 from penstock_server.step import StepOutput
 from penstock_server.weights import CheckpointReader
@@ -100,6 +100,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Launches]:
     monkeypatch.setattr(triton.runtime.jit.JITFunction, "run", launch)
     for module in (seats, seat_params, step):
         monkeypatch.setattr(module, "to_device", _appear)
+    monkeypatch.setattr(weights, "for_device", lambda device: None)
     monkeypatch.setattr(CheckpointReader, "read", _really(CheckpointReader.read))
     monkeypatch.setattr(StepOutput, "columns", _nothing_useful)
     for module in (transfers, staging):

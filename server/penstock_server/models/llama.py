@@ -47,7 +47,7 @@ def load(source: ModelSource, parallel: TensorParallel) -> "LlamaModel":
     dtype = describe(source.folder, parallel.split, source.device, source.dtype).kv_spec.dtype
     if source.load_format == "dummy":
         return LlamaModel(config, LoadContext(DummyReader(config.dtype, source.device), parallel, source.device, dtype))
-    with CheckpointReader(source.folder, _KNOWN_UNUSED, source.progress) as reader:
+    with CheckpointReader(source.folder, _KNOWN_UNUSED, source.progress, source.device) as reader:
         return LlamaModel(config, LoadContext(reader, parallel, source.device, dtype))
 
 

@@ -50,14 +50,21 @@ class CudaCapture:
 
     def __init__(self) -> None:
         self._pool: Any = None
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def __call__(self, function: ForwardPart, staged: StagedStep) -> tuple[Callable[[], None], Forwarded]:
         """How to replay the call, and what it leaves."""
+        # Not `torch.cuda.graph`: it would first give the driver all memory that is free now, and the next step that is
+        # called would have to ask for it again.
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        # Thread-local: other threads may use CUDA meanwhile, as the watchdog of NCCL does.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            result = function(staged)
+        with torch.cuda.stream(self._stream):
+            # Thread-local: other threads may use CUDA meanwhile, as the watchdog of NCCL does.
+            graph.capture_begin(self._pool, capture_error_mode="thread_local")
+            try:
+                result = function(staged)
+            finally:
+                graph.capture_end()
         self._pool = self._pool or graph.pool()
         return graph.replay, result
 

@@ -114,8 +114,10 @@ def test_a_capture_that_gives_way_leaves_a_working_engine(tmp_path, cuda, engine
         prompt = token_ids(9, seed=num_looks, vocab_size=500)
         assert generate(engine, [prompt], 5, EngineSizes().tokens_per_block) == [REFERENCE.generate(prompt, 5)]
         engine.engine.clear()
+    reserved = torch.cuda.memory_reserved()
     engine.engine.use_idle_time(lambda: False)
     assert engine.engine._runner.graphs.num_captured == captured + 1
+    assert torch.cuda.memory_reserved() >= reserved, "the next step would have to ask the driver for memory"
 
 
 @pytest.mark.parametrize("name", ["untied", "tied-bfloat16", "biases", "many-heads", "rope-llama3", "rope-dynamic"])

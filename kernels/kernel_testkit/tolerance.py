@@ -11,6 +11,7 @@ TOLERANCES = {
     "linear": {torch.float32: 2e-5, torch.float16: 2**-10, torch.bfloat16: 2**-6},
     "rms_norm": {torch.float32: 1e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7},
     "rotary": {torch.float32: 2e-6, torch.float16: 2**-9, torch.bfloat16: 2**-6},
+    "normed_rotary": {torch.float32: 4e-6, torch.float16: 2**-8, torch.bfloat16: 2**-5},
     "linear_silu_mul": {torch.float32: 4e-6, torch.float16: 2**-8, torch.bfloat16: 2**-5},
     "silu_mul": {torch.float32: 2e-6, torch.float16: 2**-8, torch.bfloat16: 2**-5},
 }

@@ -48,6 +48,7 @@ class ModelShape:
     feed_forward: int | None  # None: experts, for which there is no kernel yet
     vocabulary: int
     window: int = 0  # with one, its logits are capped as well
+    head_norm: bool = False  # of queries and keys
 
     @property
     def linears(self) -> list[tuple[int, int]]:
@@ -61,8 +62,8 @@ class ModelShape:
 
 MODELS = (
     ModelShape("Llama-3.1-8B", 4096, 32, 8, 128, 14336, 128256),
-    ModelShape("Qwen3-8B", 4096, 32, 8, 128, 12288, 151936),
-    ModelShape("Qwen3-30B-A3B", 2048, 32, 4, 128, None, 151936),
+    ModelShape("Qwen3-8B", 4096, 32, 8, 128, 12288, 151936, head_norm=True),
+    ModelShape("Qwen3-30B-A3B", 2048, 32, 4, 128, None, 151936, head_norm=True),
     ModelShape("Llama-3.1-70B over 4 GPUs", 8192, 16, 2, 128, 7168, 32064),
 )
 # Awkward ones: heads that are no power of two, a window with capped logits, one KV head for all.
@@ -167,6 +168,7 @@ def _elementwise(model: ModelShape) -> Iterator[Variant]:
             rms_norm_triton.num_warps(model.hidden),
         )
     constants = {
+        "has_norm": model.head_norm,
         "num_heads": model.heads,
         "num_kv_heads": model.kv_heads,
         "head_dim": model.head_dim,
@@ -174,7 +176,8 @@ def _elementwise(model: ModelShape) -> Iterator[Variant]:
         "block": triton.next_power_of_2(model.head_dim // 2),
     }
     kernel = rotary_kv_store_triton._rotary_kv_store_kernel
-    yield _simple(kernel, ["*bf16"] * 6 + ["*i64"], constants, Budget(72), num_warps=1)
+    types = ["*bf16"] * 6 + ["*i64"] + ["*bf16"] * 2 + ["fp32"]
+    yield _simple(kernel, types, constants, Budget(72), num_warps=1)
     if model.feed_forward:
         constants = {"size": model.feed_forward, "block": 1024}
         yield _simple(silu_mul_triton._silu_mul_kernel, ["*bf16"] * 2, constants, Budget(32))

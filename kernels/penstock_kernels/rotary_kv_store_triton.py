@@ -1,4 +1,4 @@
-"""Rotary embedding and the store of keys and values on a GPU, in one kernel; turned in float32.
+"""Rotary embedding and the store of keys and values on a GPU, in one kernel; normalised and turned in float32.
 
 Shapes: T tokens, H query heads, K key-value heads, D head size. One program turns a few heads of one token.
 """
@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from penstock_kernels.overlap import launch_options, wait_for_inputs
+from penstock_kernels.rotary_kv_store import HeadNorm
 from penstock_kernels.triton_support import power_of_two
 
 _HEADS = 4  # of a program
@@ -17,7 +18,9 @@ _HEADS = 4  # of a program
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
-def rotary_kv_store_triton(qkv: torch.Tensor, rotation: Pair, caches: Pair, slot_mapping: torch.Tensor) -> torch.Tensor:
+def rotary_kv_store_triton(
+    qkv: torch.Tensor, rotation: Pair, caches: Pair, slot_mapping: torch.Tensor, norm: HeadNorm | None = None
+) -> torch.Tensor:
     """See `rotary_kv_store`. The caches and the rotation must be contiguous."""
     assert all(tensor.is_contiguous() for tensor in (*rotation, *caches))
     num_tokens, num_all_heads, head_dim = qkv.shape
@@ -30,6 +33,8 @@ def rotary_kv_store_triton(qkv: torch.Tensor, rotation: Pair, caches: Pair, slot
         query,
         *caches,
         slot_mapping,
+        *((query, query, 0.0) if norm is None else (norm.query_weight, norm.key_weight, norm.epsilon)),
+        has_norm=norm is not None,
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
@@ -51,6 +56,10 @@ def _rotary_kv_store_kernel(
     keys_ptr,  # [slots, K, D]
     values_ptr,  # [slots, K, D]
     slot_mapping_ptr,  # int64 [T]
+    query_weight_ptr,  # [D], read if `has_norm`, as the two below
+    key_weight_ptr,  # [D]
+    epsilon,
+    has_norm: tl.constexpr,
     num_heads: tl.constexpr,
     num_kv_heads: tl.constexpr,
     head_dim: tl.constexpr,
@@ -74,6 +83,12 @@ def _rotary_kv_store_kernel(
     cosine = tl.load(cosine_ptr + factor, mask=column < half, other=0.0).to(tl.float32)
     sine = tl.load(signed_sine_ptr + factor, mask=column < half, other=0.0).to(tl.float32)
     wide_first, wide_second = first.to(tl.float32), second.to(tl.float32)
+    if has_norm:
+        squares = tl.sum(wide_first * wide_first + wide_second * wide_second, axis=1, keep_dims=True)
+        scale = tl.rsqrt(squares / head_dim + epsilon)
+        weight_ptr = tl.where(head < num_heads, query_weight_ptr, key_weight_ptr) + column
+        wide_first *= scale * tl.load(weight_ptr, mask=inside, other=0.0).to(tl.float32)
+        wide_second *= scale * tl.load(weight_ptr + half, mask=inside, other=0.0).to(tl.float32)
     turned_first = (wide_first * cosine - wide_second * sine).to(first.dtype)
     turned_second = (wide_second * cosine + wide_first * sine).to(first.dtype)
 

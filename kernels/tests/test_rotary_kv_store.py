@@ -5,7 +5,7 @@ import torch
 from kernel_testkit.tolerance import check
 
 from penstock_kernels.rotary import rotation
-from penstock_kernels.rotary_kv_store import rotary_kv_store, rotary_kv_store_ref
+from penstock_kernels.rotary_kv_store import HeadNorm, rotary_kv_store, rotary_kv_store_ref
 
 TOKENS_PER_BLOCK = 16
 
@@ -25,21 +25,34 @@ def caches(num_kv_heads, head_dim, dtype):
     return tuple(torch.full((10, TOKENS_PER_BLOCK, num_kv_heads, head_dim), torch.nan, dtype=dtype) for _ in range(2))
 
 
+def head_norm(head_dim):
+    generator = torch.Generator().manual_seed(head_dim)
+    return HeadNorm(*(1 + torch.randn(2, head_dim, generator=generator) / 4), epsilon=1e-3)
+
+
+@pytest.mark.parametrize("normed", [False, True])
 @pytest.mark.parametrize(
     ("num_tokens", "heads", "head_dim"), [(1, (1, 1), 2), (7, (6, 2), 40), (33, (9, 3), 64), (40, (4, 1), 34)]
 )
-def test_equals_the_reference_and_writes_no_other_slot(num_tokens, heads, head_dim, dtype, device):
+def test_equals_the_reference_and_writes_no_other_slot(num_tokens, heads, head_dim, normed, dtype, device):
     qkv, angles, slots = inputs(num_tokens, heads, head_dim)
-    qkv = qkv.to(device, dtype)
+    qkv = (3 * qkv if normed else qkv).to(device, dtype)
+    norm, wide_norm = None, None
+    if normed:
+        norm = head_norm(head_dim)
+        weights = [weight.to(device, dtype) for weight in (norm.query_weight, norm.key_weight)]
+        norm, wide_norm = (HeadNorm(*part, norm.epsilon) for part in (weights, [w.cpu().double() for w in weights]))
     before = qkv.clone()
     pools = tuple(pool.to(device) for pool in caches(heads[1], head_dim, dtype))
     factors = rotation(angles.to(device), dtype)
-    query = rotary_kv_store(qkv, factors, pools, slots.to(device))
+    query = rotary_kv_store(qkv, factors, pools, slots.to(device), norm)
     assert torch.equal(qkv, before)
 
     expected_pools = caches(heads[1], head_dim, torch.float64)
-    check("rotary", query, rotary_kv_store_ref(qkv.cpu().double(), angles.double(), expected_pools, slots))
-    for name, pool, expected in zip(("rotary", "kv_store"), pools, expected_pools, strict=True):
+    expected = rotary_kv_store_ref(qkv.cpu().double(), angles.double(), expected_pools, slots, wide_norm)
+    turned = "normed_rotary" if normed else "rotary"
+    check(turned, query, expected)
+    for name, pool, expected in zip((turned, "kv_store"), pools, expected_pools, strict=True):
         written = ~torch.isnan(expected)
         assert torch.equal(torch.isnan(pool.cpu()), ~written)
         check(name, pool.cpu()[written], expected[written])

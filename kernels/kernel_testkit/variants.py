@@ -1,7 +1,7 @@
 """The kernels as real models launch them on a Hopper: every compile-time argument, without a GPU at hand."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ import triton
 
 from kernel_testkit.hopper import SHARED_BYTES, Budget, Compiled, compile_kernel
 from penstock_kernels import (
+    all_reduce_triton,
     attention_config,
     embedding_triton,
     linear_triton,
@@ -17,6 +18,7 @@ from penstock_kernels import (
     rotary_kv_store_triton,
     silu_mul_triton,
 )
+from penstock_kernels.all_reduce import GROUP
 from penstock_kernels.attention_config import Device
 from penstock_kernels.attention_decode_kernel import decode_kernel
 from penstock_kernels.attention_plan_kernel import plan_kernel
@@ -49,6 +51,7 @@ class ModelShape:
     vocabulary: int
     window: int = 0  # with one, its logits are capped as well
     head_norm: bool = False  # of queries and keys
+    ranks: int = 1
 
     @property
     def linears(self) -> list[tuple[int, int]]:
@@ -64,7 +67,7 @@ MODELS = (
     ModelShape("Llama-3.1-8B", 4096, 32, 8, 128, 14336, 128256),
     ModelShape("Qwen3-8B", 4096, 32, 8, 128, 12288, 151936, head_norm=True),
     ModelShape("Qwen3-30B-A3B", 2048, 32, 4, 128, None, 151936, head_norm=True),
-    ModelShape("Llama-3.1-70B over 4 GPUs", 8192, 16, 2, 128, 7168, 32064),
+    ModelShape("Llama-3.1-70B over 4 GPUs", 8192, 16, 2, 128, 7168, 32064, ranks=4),
 )
 # Awkward ones: heads that are no power of two, a window with capped logits, one KV head for all.
 OTHERS = (
@@ -181,6 +184,24 @@ def _elementwise(model: ModelShape) -> Iterator[Variant]:
     if model.feed_forward:
         constants = {"size": model.feed_forward, "block": 1024}
         yield _simple(silu_mul_triton._silu_mul_kernel, ["*bf16"] * 2, constants, Budget(32))
+    if model.ranks > 1:
+        yield _all_reduce(model.ranks)
+
+
+def _all_reduce(ranks: int) -> Variant:
+    constants = {
+        "group": GROUP,
+        "half_elements": 1 << 19,
+        "rank": ranks - 1,
+        "size": ranks,
+        "sends": True,
+        "receives": True,
+        "block": all_reduce_triton.BLOCK,
+    }
+    kernel = all_reduce_triton._all_reduce_kernel
+    variant = _simple(kernel, ["*bf16"] * 2 + ["*i64"] * 2 + ["*i32", "i32"], constants, Budget(64))
+    ordered = ("atom.global.sys.release.exch", "ld.global.sys.acquire", "ld.global.v4.b32", "st.global.v4.b32")
+    return replace(variant, options={"num_warps": all_reduce_triton.NUM_WARPS}, instructions=ordered)
 
 
 def _linears(model: ModelShape, token_counts: Iterable[int]) -> Iterator[Variant]:

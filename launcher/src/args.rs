@@ -110,6 +110,10 @@ pub(crate) struct ShardingArgs {
     /// Where the shards compute; auto is a GPU if there is one
     #[arg(long, env = "DEVICE", value_enum, default_value_t = Device::Auto)]
     pub(crate) device: Device,
+    /// How GPUs add up their parts of small steps: symmetric is a kernel over memory that all of them can read, not yet
+    /// measured
+    #[arg(long, env = "ALL_REDUCE", value_enum, default_value_t = AllReduce::Library)]
+    pub(crate) all_reduce: AllReduce,
     /// GPUs of this instance, as CUDA reads it
     #[arg(long, env = "CUDA_VISIBLE_DEVICES", hide = true)]
     pub(crate) cuda_visible_devices: Option<String>,
@@ -184,6 +188,26 @@ pub(crate) enum Device {
     Auto,
     Cpu,
     Cuda,
+}
+
+/// What adds up the ranks' parts of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "lower")]
+pub(crate) enum AllReduce {
+    /// NCCL, on CPUs gloo.
+    Library,
+    /// Our kernel, where a tensor is small.
+    Symmetric,
+}
+
+impl AllReduce {
+    /// The name that shards and users know.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Library => "library",
+            Self::Symmetric => "symmetric",
+        }
+    }
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use penstock_router::environment;
 use penstock_router::server::{self, ListenError};
 use tracing::warn;
 
-use crate::args::{Cli, Device, ShardingArgs};
+use crate::args::{AllReduce, Cli, Device, ShardingArgs};
 use crate::checkpoint::{self, Checkpoint};
 use crate::failure::Failure;
 use crate::memory;
@@ -91,6 +91,11 @@ pub(crate) fn check(cli: &Cli, early: Early, located: Located) -> Result<Preflig
         cli.sharding.device,
         cli.sharding.cuda_visible_devices.as_deref(),
     )?;
+    if cli.sharding.all_reduce == AllReduce::Symmetric && !machine.cuda {
+        return Err(Failure::Usage(
+            "--all-reduce symmetric is for GPUs, and the shards compute on the CPU".to_owned(),
+        ));
+    }
     let num_ranks = num_ranks(&cli.sharding, &machine)?;
     let sizes = sizing::sizes(cli, &model, &machine, u64::from(num_ranks))?;
     Ok(Preflight {

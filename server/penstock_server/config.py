@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# How small tensors are added over the ranks: by NCCL or gloo, or over memory that all GPUs can read.
+ALL_REDUCES = ("library", "symmetric")
 # Weights are safetensors, by either of the first two names, or random.
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
 
@@ -22,6 +24,7 @@ class ShardConfig:
     dtype: str  # "auto", "float32", "bfloat16", "float16"
     load_format: str  # one of `LOAD_FORMATS`
     device: str  # "auto", "cpu", "cuda"
+    all_reduce: str  # one of `ALL_REDUCES`
     tokens_per_block: int
     num_blocks: int | None  # scratch block included; None: as many as the device's memory holds (CUDA)
     max_rows: int  # most rows of a plan

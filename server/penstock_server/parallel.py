@@ -13,6 +13,11 @@ from typing import Any
 import torch
 import torch.distributed
 
+from penstock_kernels.all_reduce import PeerBuffers, all_reduce
+from penstock_server import symmetric_memory
+
+# Any: the group and store classes are not in torch's type stubs.
+distributed: Any = torch.distributed
 # A rank that dies closes its connections, which ends the others' collectives at once; this bounds one that hangs.
 _TIMEOUT = timedelta(seconds=60)
 
@@ -59,16 +64,32 @@ class Split:
 class TensorParallel:
     """One rank of `size`. All ranks construct it at the same time, with the same `rendezvous` file, fresh per start."""
 
-    def __init__(self, rank: int, size: int, rendezvous: Path | None, device: torch.device) -> None:
+    def __init__(
+        self, rank: int, size: int, rendezvous: Path | None, device: torch.device, symmetric: bool = False
+    ) -> None:
+        """`symmetric`: small tensors are added over memory that all ranks' GPUs can read. Raises ValueError where that
+        cannot be.
+        """
         self.split = Split(rank, size)
         self.rank = rank
         self.size = size
-        self._group = _connect(rank, size, rendezvous, device) if size > 1 else None
+        self._group: Any = None
+        self._peers: PeerBuffers | None = None
+        if size > 1:
+            if rendezvous is None:
+                raise ValueError(f"{size} ranks need a rendezvous file")
+            store = distributed.FileStore(str(rendezvous), size)
+            self._group = _connect(rank, size, store, device)
+            if symmetric:
+                own_keys = distributed.PrefixStore("symmetric", store)
+                self._peers, self._peer_memory = symmetric_memory.connect(rank, size, own_keys, device)
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         """The sum of all ranks' `x`, added in rank order."""
         if self._group is None:
             return x
+        if self._peers is not None and self._peers.fits(x):
+            return all_reduce(x, self._peers)
         parts = self._gather(self._group, x)
         total = parts[0]
         for part in parts[1:]:
@@ -100,13 +121,8 @@ class TensorParallel:
         return parts
 
 
-def _connect(rank: int, size: int, rendezvous: Path | None, device: torch.device) -> Any:
+def _connect(rank: int, size: int, store: Any, device: torch.device) -> Any:
     """A process group of its own, not torch's default one: nothing else in the process can reach it."""
-    if rendezvous is None:
-        raise ValueError(f"{size} ranks need a rendezvous file")
-    # Any: the group classes are not in torch's type stubs.
-    distributed: Any = torch.distributed
-    store = distributed.FileStore(str(rendezvous), size)
     if device.type == "cuda":
         options = distributed.ProcessGroupNCCL.Options()
         options._timeout = _TIMEOUT

@@ -127,7 +127,8 @@ class Shard:
         """On the thread that will run the steps, so that torch has one team of threads."""
         config, device = self._config, self._device
         torch.set_num_threads(config.num_threads)
-        parallel = TensorParallel(config.rank, config.num_ranks, config.rendezvous_path, device)
+        symmetric = config.all_reduce == "symmetric"
+        parallel = TensorParallel(config.rank, config.num_ranks, config.rendezvous_path, device, symmetric)
         self._phases.end("connect")
         source = ModelSource(config.model_path, device, config.dtype, config.load_format, self._weights_read)
         model = models.load(source, parallel)

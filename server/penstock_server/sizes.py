@@ -1,6 +1,6 @@
 """The padded sizes that a shard offers in `Info`, and the limits of a plan that follow from its config."""
 
-from penstock_server.config import LOAD_FORMATS, ShardConfig
+from penstock_server.config import ALL_REDUCES, LOAD_FORMATS, ShardConfig
 from penstock_server.logs import LEVELS
 from penstock_server.plan_checks import PlanLimits
 
@@ -66,6 +66,8 @@ def check_config(config: ShardConfig) -> None:
         raise ValueError(f"num_seats {config.num_seats} is not between max_rows {config.max_rows} and 2^24 - 1")
     if config.log_level not in LEVELS:
         raise ValueError(f"log_level {config.log_level!r} is not one of {', '.join(LEVELS)}")
+    if config.all_reduce not in ALL_REDUCES:
+        raise ValueError(f"all_reduce {config.all_reduce!r} is not one of {', '.join(ALL_REDUCES)}")
     if config.load_format not in LOAD_FORMATS:
         raise ValueError(f"load_format {config.load_format!r} is not one of {', '.join(LOAD_FORMATS)}")
     if config.num_penalty_lanes < 0:

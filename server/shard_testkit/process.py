@@ -34,6 +34,7 @@ DEFAULTS: dict[str, Any] = {
     "dtype": "auto",
     "load_format": "auto",
     "device": "cpu",
+    "all_reduce": "library",
     "tokens_per_block": 4,
     "num_blocks": 256,
     "max_rows": 32,

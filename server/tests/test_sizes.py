@@ -66,6 +66,7 @@ def test_limits_are_those_of_the_config():
         ({"num_seats": 31}, "num_seats 31 is not between max_rows 32"),
         ({"num_seats": 1 << 24}, "num_seats 16777216 is not between"),
         ({"log_level": "loud"}, "log_level 'loud' is not one of debug, info, warning, error"),
+        ({"all_reduce": "fast"}, "all_reduce 'fast' is not one of library, symmetric"),
         ({"load_format": "gguf"}, "load_format 'gguf' is not one of auto, safetensors, dummy"),
         ({"num_penalty_lanes": -1}, "num_penalty_lanes -1 is negative"),
         ({"num_blocks": 1}, "num_blocks 1 leaves no block"),

@@ -52,6 +52,8 @@ FLAGS = [
             lambda place: ["--sharded", "true", "--num-shard", "1"]),
     Refusal("sharded without GPUs", USAGE, "There is nothing that says how many shards.", "Give --num-shard.",
             lambda place: ["--sharded", "true"]),
+    Refusal("memory of GPUs on a CPU", USAGE, "The kernel adds over memory of GPUs.", "Leave the flag out.",
+            lambda place: ["--num-shard", "2", "--device", "cpu", "--all-reduce", "symmetric"]),
     Refusal("no GPU", USAGE, "No driver, or CUDA_VISIBLE_DEVICES hides all.", "Use --device auto, or make the GPU visible.",
             lambda place: place.with_variables("--device", "cuda", CUDA_VISIBLE_DEVICES="")),
     Refusal("settings without a model", USAGE, "The bundled demo would answer for your model.", "Set MODEL_ID.",

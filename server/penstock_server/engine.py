@@ -154,6 +154,11 @@ class Engine:
             self._to_capture.extend(sizes)
 
     @property
+    def num_ranks(self) -> int:
+        """How many run the same steps."""
+        return self._parallel.size
+
+    @property
     def has_idle_work(self) -> bool:
         """Whether `use_idle_time` has something to do."""
         return bool(self._to_capture)

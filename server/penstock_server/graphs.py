@@ -29,6 +29,8 @@ class Forwarded:
 
 
 ForwardPart = Callable[[StagedStep], Forwarded]
+# Of a call, how to replay it, and what it leaves.
+Capture = Callable[[ForwardPart, StagedStep], tuple[Callable[[], None], Forwarded]]
 
 
 class GaveWay(Exception):
@@ -53,7 +55,7 @@ class CudaCapture:
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def __call__(self, function: ForwardPart, staged: StagedStep) -> tuple[Callable[[], None], Forwarded]:
-        """How to replay the call, and what it leaves."""
+        """As `Capture`."""
         # Not `torch.cuda.graph`: it would first give the driver all memory that is free now, and the next step that is
         # called would have to ask for it again.
         torch.cuda.synchronize()
@@ -72,7 +74,7 @@ class CudaCapture:
 class Graphs:
     """Runs steps; keeps the captured ones by their shape."""
 
-    def __init__(self, function: ForwardPart, capture: CudaCapture | None) -> None:
+    def __init__(self, function: ForwardPart, capture: Capture | None) -> None:
         """`capture`: None where nothing can be captured."""
         self._function = function
         self._capture = capture

@@ -38,7 +38,9 @@ def warm_up(
     for index, size in enumerate(sizes := warm_sizes(engine.limits, device_type)):
         engine.warm_up(*size)
         ended("kernels")
-        if size[1]:
+        # Several ranks capture together: what NCCL does in a capture takes all of them, and a rank that replays beside
+        # one that does not may wait for ever.
+        if size[1] or engine.num_ranks > 1:
             engine.capture(*size)
         else:
             engine.capture_later([size])

@@ -12,7 +12,7 @@ from penstock_server import kv_cache
 from penstock_server.batch import BatchBuilder, StagedStep
 from penstock_server.device_thread import DeviceThread
 from penstock_server.engine import Engine, EngineHooks, Ticket
-from penstock_server.graphs import CudaCapture, Forwarded, ForwardPart, Graphs
+from penstock_server.graphs import Forwarded, ForwardPart, Graphs
 from penstock_server.models.base import Model
 from penstock_server.models.integer import IntegerConfig, IntegerModel
 from penstock_server.parallel import TensorParallel
@@ -62,7 +62,7 @@ class InlineThread(DeviceThread):
         pass
 
 
-class HostCapture(CudaCapture):
+class HostCapture:
     """Captures without a device: a replay is the same call over the same buffers, and has of the step that was captured
     what a graph would have, so nothing on the host that differs from step to step.
     """

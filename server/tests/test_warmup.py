@@ -7,7 +7,7 @@ from shard_testkit.integer import IntegerReference
 
 from penstock_server.plan_encoding import PlanDraft, PlanRow
 from penstock_server.row_status import RowStatus
-from penstock_server.warmup import PROMPT_TOKENS, measure_steps, warm_up
+from penstock_server.warmup import PROMPT_TOKENS, measure_steps, warm_sizes, warm_up
 
 REFERENCE = IntegerReference()
 
@@ -34,6 +34,19 @@ def test_it_runs_every_size_and_leaves_the_engine_clear(model):
     assert fractions[-1] == 1.0
     rows = engine.run(PlanDraft(rows=[PlanRow(seat) for seat in range(8)])).rows
     assert {row.status for row in rows} == {RowStatus.DEAD}
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_several_ranks_capture_every_size_together_and_one_leaves_mixed_steps_to_idle_times(model, num_ranks):
+    engine = LocalEngine(model, EngineSizes(), inline=True)
+    engine.replay_steps()
+    engine.parts.parallel.size = num_ranks
+    engine.parts.parallel.broadcast = lambda ids: ids
+    assert warm_up(engine.engine, "cuda", lambda fraction: None)
+    sizes = warm_sizes(engine.limits, "cuda")
+    captured = sizes if num_ranks > 1 else [size for size in sizes if size[1]]
+    assert engine.engine._runner.graphs.num_captured == len(captured)
+    assert engine.engine.has_idle_work == (num_ranks == 1)
 
 
 @pytest.mark.parametrize(

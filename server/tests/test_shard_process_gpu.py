@@ -45,3 +45,18 @@ def test_a_llama_passes_parity_with_a_measured_pool(tmp_path):
         answers = generate(group, prompts, 30, 16)
         group.half_close()
     check_parity(reference, [Output(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)])
+
+
+@pytest.mark.parametrize("all_reduce", ["library", "symmetric"])
+def test_several_gpus_answer_as_transformers(all_reduce, tmp_path):
+    """All steps are captured, with the sums over ranks inside."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU has nobody to add up with")
+    reference = save(tmp_path)
+    generator = torch.Generator().manual_seed(4)
+    prompts = [torch.randint(0, 131, (length,), generator=generator).tolist() for length in (2, 16, 37, 60)]
+    with ShardGroup(tmp_path, num_ranks=2, device="cuda", dtype="float32", all_reduce=all_reduce) as group:
+        group.open()
+        answers = generate(group, prompts, 30, DEFAULTS["tokens_per_block"])
+        group.half_close()
+    check_parity(reference, [Output(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)])

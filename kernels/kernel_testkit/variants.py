@@ -1,5 +1,6 @@
 """The kernels as real models launch them on a Hopper: every compile-time argument, without a GPU at hand."""
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,6 +17,9 @@ from penstock_kernels import (
     prepare_step_triton,
     rms_norm_triton,
     rotary_kv_store_triton,
+    sample_step,
+    sample_step_kernels,
+    sample_step_triton,
     silu_mul_triton,
 )
 from penstock_kernels.all_reduce import GROUP
@@ -24,6 +28,7 @@ from penstock_kernels.attention_decode_kernel import decode_kernel
 from penstock_kernels.attention_plan_kernel import plan_kernel
 from penstock_kernels.attention_prompt_kernel import prompt_kernel
 from penstock_kernels.attention_triton import HeadShape
+from penstock_kernels.sample_cut_kernel import cut_kernel
 
 HOPPER = Device(capability=9, num_sms=132)
 TOKENS_PER_BLOCK = 16
@@ -33,6 +38,17 @@ _TYPES = {
     **dict.fromkeys(("block_table", "seq_lens", "query_starts", "decode_rows"), "*i32"),
     **dict.fromkeys(("decode_items", "prompt_items", "totals", "counters"), "*i32"),
     **dict.fromkeys(("multiplier", "inner"), "fp32"),
+}
+_SAMPLE_TYPES = {
+    **dict.fromkeys(
+        ("logits_ptr", "floats_ptr", "scores_ptr", "scratch_ptr", "chosen_ptr", "top_logprobs_ptr"), "*fp32"
+    ),
+    **dict.fromkeys(("edit_values_ptr", "min_length_values_ptr", "best_ptr", "raw_best_ptr", "raw_sum_ptr"), "*fp32"),
+    **dict.fromkeys(("seats_ptr", "positions_ptr", "alias_ptr", "last_token_ptr", "ints_ptr", "ids_ptr"), "*i64"),
+    **dict.fromkeys(("edit_ids_ptr", "min_length_ids_ptr", "weights_ptr", "top_ptr", "top_ids_ptr"), "*i64"),
+    **dict.fromkeys(("masks_ptr", "history_ptr", "best_id_ptr", "ties_ptr"), "*i32"),
+    "cuts_ptr": "*fp32",
+    "bad_ptr": "*u8",
 }
 # What allocators and models make is aligned to 16 bytes; views of a step's columns may not be.
 _ALIGNED = {"query", "k_cache", "v_cache", "out", "part_out", "part_stats", "query_stride"}
@@ -112,7 +128,8 @@ def variants(models: Iterable[ModelShape], token_counts: Iterable[int]) -> list[
     """Every distinct variant of these models. `token_counts`: of the products with few tokens."""
     found: dict[str, Variant] = {}
     for model in models:
-        for variant in (*_attention(model), *_elementwise(model), *_linears(model, token_counts)):
+        kinds = (_attention(model), _elementwise(model), _linears(model, token_counts), _sampling(model))
+        for variant in itertools.chain(*kinds):
             found.setdefault(variant.key, variant).models.append(model.name)
     return list(found.values())
 
@@ -202,6 +219,28 @@ def _all_reduce(ranks: int) -> Variant:
     variant = _simple(kernel, ["*bf16"] * 2 + ["*i64"] * 2 + ["*i32", "i32"], constants, Budget(64))
     ordered = ("atom.global.sys.release.exch", "ld.global.sys.acquire", "ld.global.v4.b32", "st.global.v4.b32")
     return replace(variant, options={"num_warps": all_reduce_triton.NUM_WARPS}, instructions=ordered)
+
+
+def _sampling(model: ModelShape) -> Iterator[Variant]:
+    """Over the whole vocabulary: one rank chooses."""
+    vocab = model.vocabulary * model.ranks
+    num_chunks, top_width = -(-vocab // sample_step.CHUNK), 20
+    shape = {"vocab": vocab, "num_chunks": num_chunks, "has_alias": True, "has_masks": False}
+    chunks = {"chunks": triton.next_power_of_2(num_chunks)}
+    top = {"top_width": top_width, "top_block": triton.next_power_of_2(num_chunks * top_width)}
+    for kernel, constants, num_warps, registers in (
+        (sample_step_kernels.edit_kernel, {"staged": False}, sample_step_triton.EDIT_WARPS, 64),
+        (sample_step_kernels.edit_kernel, {"staged": True}, sample_step_triton.EDIT_WARPS, 128),
+        (cut_kernel, chunks | {"block": sample_step_triton.CUT_BLOCK}, sample_step_triton.CUT_WARPS, 128),
+        (sample_step_kernels.weigh_kernel, chunks | {"top_width": top_width}, sample_step_triton.WEIGH_WARPS, 128),
+        (sample_step_kernels.choose_kernel, chunks | top | {"staged": False}, sample_step_triton.CHOOSE_WARPS, 64),
+        (sample_step_kernels.choose_kernel, chunks | top | {"staged": True}, sample_step_triton.CHOOSE_WARPS, 168),
+    ):
+        constants = shape | constants | ({} if kernel is cut_kernel else {"chunk": sample_step.CHUNK})
+        names = [name for name in kernel.arg_names if name not in constants and name != "overlaps"]
+        types = {name: _SAMPLE_TYPES.get(name, "i32") for name in names}
+        aligned = frozenset(name for name in names if name.endswith("_ptr")) - {"seats_ptr", "positions_ptr"}
+        yield Variant(kernel, constants, types, {"num_warps": num_warps}, Budget(registers), aligned=aligned)
 
 
 def _linears(model: ModelShape, token_counts: Iterable[int]) -> Iterator[Variant]:

@@ -20,7 +20,7 @@ TESTS = (
     "triton",
 )
 # A hang guard, several times what they take on two busy cores.
-LIMIT_S = 600
+LIMIT_S = 1200
 
 
 def launched_kernels():
@@ -51,7 +51,9 @@ def test_kernels_equal_their_references_in_the_interpreter(tmp_path):
     assert len(kernels) >= 8
     missing = {f"{kernel}:{dtype}" for kernel in kernels for dtype in ("float32", "float16")} - seen
     whole_numbers = {"plan_kernel", "_prepare_step_kernel"}
-    assert {name.partition(":")[0] for name in missing} == whole_numbers
+    of_logits = {"edit_kernel", "cut_kernel", "weigh_kernel", "choose_kernel"}  # which are float32 on every device
+    expected = {f"{kernel}:{dtype}" for kernel in whole_numbers for dtype in ("float32", "float16")}
+    assert missing == expected | {f"{kernel}:float16" for kernel in of_logits}
     assert {f"{kernel}:integers" for kernel in whole_numbers} <= seen
 
 

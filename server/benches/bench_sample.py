@@ -22,7 +22,7 @@ from penstock_kernels.warpers import Warper
 from penstock_server.plan_encoding import NewSeat
 from penstock_server.plan_records import parse_registrations
 from penstock_server.registrations import SeatFlag
-from penstock_server.sampling import Sampler, SampleRows
+from penstock_server.sampling import Sampler, SampleRows, SamplerSizes
 
 CPU = torch.device("cpu")
 PEER = "transformers processors + torch.multinomial"
@@ -44,7 +44,7 @@ def ours(logits: torch.Tensor, settings: dict[Warper, float]) -> Callable[[], ob
     values = {warper.name.lower(): value for warper, value in settings.items()}
     records = [NewSeat(seat, 1, 1, 8, flags, seed=seat, **values).words() for seat in range(num_rows)]
     limits = dataclasses.replace(LIMITS, num_seats=num_rows, vocab_size=vocab_size)
-    sampler = Sampler(num_rows, 0, vocab_size, CPU)
+    sampler = Sampler(SamplerSizes(num_rows, 0, vocab_size, num_rows, 20), CPU)
     sampler.register(parse_registrations(np.array(records, np.int32).reshape(-1), num_rows, limits))
     host_seats = np.arange(num_rows)
     rows = SampleRows(torch.from_numpy(host_seats), torch.ones(num_rows, dtype=torch.int64), host_seats)

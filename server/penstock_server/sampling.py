@@ -19,10 +19,14 @@ from penstock_kernels.logprobs import Logprobs, logprobs
 from penstock_kernels.penalties import NEUTRAL_EDIT, add_at, count_tokens, penalize_counts, penalize_repetition
 from penstock_kernels.philox import Purpose, uniform
 from penstock_kernels.sample import draw, greedy, host_rows
+from penstock_kernels.sample_step import SampleBuffers, StepRows, sample_step
+from penstock_kernels.sample_tables import EDITING, LOGPROBS, PENALTIES, WARPING, Stage
 from penstock_kernels.sample_workspace import SLICE_ROWS, SampleWorkspace
+from penstock_kernels.triton_support import uses_triton
 from penstock_kernels.warpers import Warper, warp
 from penstock_server.registrations import SeatRegistrations
-from penstock_server.seat_params import EDITING, LOGPROBS, PENALTIES, WARPING, EditTable, RowParams, SeatParams, Stage
+from penstock_server.seat_params import EditTable, RowParams, SeatParams
+from penstock_server.seats import DeviceSeats
 
 _WARPERS = {
     Warper.TEMPERATURE: Stage.TEMPERATURE,
@@ -31,6 +35,17 @@ _WARPERS = {
     Warper.MIN_P: Stage.MIN_P,
     Warper.TYPICAL_P: Stage.TYPICAL_P,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerSizes:
+    """What a sampler is made for."""
+
+    num_seats: int
+    num_lanes: int
+    vocab_size: int
+    max_rows: int  # of a step
+    max_top_logprobs: int  # of a row
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +59,7 @@ class SampleRows:
 
 @dataclass(frozen=True, slots=True)
 class SampleOutput:
-    """What a step sampled. The tensors live on the sampler's device and are fresh in every step."""
+    """What a step sampled. The tensors live on the sampler's device, until its next step."""
 
     ids: torch.Tensor  # int64 [S], 0 in bad rows
     bad: torch.Tensor  # bool [S]: a NaN or +inf in the row's logits, or nothing finite left to choose
@@ -57,10 +72,14 @@ class Sampler:
     Belongs to one thread: the one that runs the steps.
     """
 
-    def __init__(self, num_seats: int, num_lanes: int, vocab_size: int, device: torch.device) -> None:
-        self.padding_seat = num_seats
-        self._params = SeatParams(num_seats, num_lanes, vocab_size, device)
-        self._workspace = SampleWorkspace(vocab_size, device)
+    def __init__(self, sizes: SamplerSizes, device: torch.device) -> None:
+        self.padding_seat = sizes.num_seats
+        self._params = SeatParams(sizes.num_seats, sizes.num_lanes, sizes.vocab_size, device)
+        if uses_triton(self._params.history):
+            limits = (sizes.max_rows, sizes.vocab_size, sizes.max_top_logprobs)
+            self._chooser: _Stages | _Fused = _Fused(self._params, SampleBuffers(limits, device))
+        else:
+            self._chooser = _Stages(self._params, SampleWorkspace(sizes.vocab_size, device))
 
     def register(self, registrations: SeatRegistrations) -> None:
         """Writes the seats' parameters and seeds their penalty lanes; before the step's `sample`, in plan order.
@@ -81,21 +100,66 @@ class Sampler:
 
     def sample(self, logits: torch.Tensor, rows: SampleRows) -> SampleOutput:
         """Chooses a token for each row of float32 logits [S, V], which stay as they are."""
-        stages = self._params.stages[rows.host_seats]
-        if not stages.any():
+        return self._chooser.sample(logits, rows, self._wanted(rows))
+
+    def sample_into(self, logits: torch.Tensor, rows: SampleRows, seats: DeviceSeats) -> SampleOutput:
+        """As `sample`, but `rows` name seats whose aliases are to be taken, and the seats keep their tokens. A bad row
+        has id -1, and its seat is dead.
+        """
+        return self._chooser.sample_into(logits, rows, self._wanted(rows), seats)
+
+    def _wanted(self, rows: SampleRows) -> Stage:
+        return Stage(int(np.bitwise_or.reduce(self._params.stages[rows.host_seats], initial=0)))
+
+
+class _Fused:
+    """All stages in a few launches."""
+
+    def __init__(self, params: SeatParams, buffers: SampleBuffers) -> None:
+        self._params, self._buffers = params, buffers
+
+    def sample(self, logits: torch.Tensor, rows: SampleRows, wanted: Stage) -> SampleOutput:
+        return self._run(logits, StepRows(rows.seats, rows.positions), rows, wanted)
+
+    def sample_into(self, logits: torch.Tensor, rows: SampleRows, wanted: Stage, seats: DeviceSeats) -> SampleOutput:
+        return self._run(logits, StepRows(rows.seats, rows.positions, seats.state), rows, wanted)
+
+    def _run(self, logits: torch.Tensor, step_rows: StepRows, rows: SampleRows, wanted: Stage) -> SampleOutput:
+        found = sample_step(logits, step_rows, self._params.tables, wanted, self._buffers)
+        if not wanted & LOGPROBS:
+            return SampleOutput(found.ids, found.bad, None)
+        width = int(self._params.num_top_logprobs[rows.host_seats].max())
+        chosen, top_ids, top = found.logprobs
+        return SampleOutput(found.ids, found.bad, Logprobs(chosen, top_ids[:, :width], top[:, :width]))
+
+
+class _Stages:
+    """One operation after another, those that some row of the step needs, on slices of the rows."""
+
+    def __init__(self, params: SeatParams, workspace: SampleWorkspace) -> None:
+        self._params, self._workspace = params, workspace
+
+    def sample(self, logits: torch.Tensor, rows: SampleRows, wanted: Stage) -> SampleOutput:
+        if not wanted:
             return SampleOutput(*greedy(logits), None)
         # Every slice launches what the step needs, so that all have the same outputs.
-        wanted = Stage(int(np.bitwise_or.reduce(stages)))
         width = int(self._params.num_top_logprobs[rows.host_seats].max())
         parts = [
             _Slice(self._params, self._workspace, rows, slice(start, start + SLICE_ROWS), wanted).run(logits, width)
-            for start in range(0, len(stages), SLICE_ROWS)
+            for start in range(0, len(rows.host_seats), SLICE_ROWS)
         ]
         ids, bad = _join([part[0] for part in parts]), _join([part[1] for part in parts])
         if not wanted & LOGPROBS:
             return SampleOutput(ids, bad, None)
         columns = zip(*(part[2] for part in parts if part[2] is not None), strict=True)
         return SampleOutput(ids, bad, Logprobs(*(_join(list(column)) for column in columns)))
+
+    def sample_into(self, logits: torch.Tensor, rows: SampleRows, wanted: Stage, seats: DeviceSeats) -> SampleOutput:
+        own = seats.alias.index_select(0, rows.seats)
+        output = self.sample(logits, SampleRows(own, rows.positions, rows.host_seats), wanted)
+        ids = torch.where(output.bad, -1, output.ids)
+        seats.store(own, ids)
+        return SampleOutput(ids, output.bad, output.logprobs)
 
 
 class _Slice:

@@ -7,45 +7,18 @@ Shapes: S rows that sample, N registrations, V vocabulary, E edits of a seat (th
 """
 
 from dataclasses import dataclass
-from enum import IntFlag, auto
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from penstock_kernels.penalties import IN_PROMPT, NEUTRAL_EDIT, ONE_GENERATED
+from penstock_kernels.sample_tables import FloatLine, IntLine, SampleTables, Stage
 from penstock_kernels.warpers import MIN_TEMPERATURE, WarpParams, top_k_limits, top_p_limits, typical_p_limits
 from penstock_server.registrations import SeatFlag, SeatRegistrations, Word
 from penstock_server.transfers import to_device
 
-
-class Stage(IntFlag):
-    """What a seat's rows need beyond the largest logit."""
-
-    EDITS = auto()  # biases and bans
-    MIN_LENGTH = auto()
-    REPETITION = auto()
-    COUNTS = auto()  # frequency and presence penalties
-    SAMPLE = auto()
-    TEMPERATURE = auto()
-    TOP_K = auto()
-    TOP_P = auto()
-    MIN_P = auto()
-    TYPICAL_P = auto()
-    RAW_LOGPROBS = auto()
-    WARPED_LOGPROBS = auto()
-
-
-PENALTIES = Stage.REPETITION | Stage.COUNTS
-EDITING = Stage.EDITS | Stage.MIN_LENGTH | PENALTIES
-WARPING = Stage.TEMPERATURE | Stage.TOP_K | Stage.TOP_P | Stage.MIN_P | Stage.TYPICAL_P
-LOGPROBS = Stage.RAW_LOGPROBS | Stage.WARPED_LOGPROBS
-
-# Lines of the two parameter tables.
-_SEED_LOW, _SEED_HIGH, _FORK, _PROMPT_LEN, _MIN_NEW, _LANE, _TOP_K, _TOP_P, _TYPICAL_P, _SAMPLES, _RAW = range(11)
-_TEMPERATURE, _MIN_P, _REPETITION, _FREQUENCY, _PRESENCE = range(5)
-
-# Of the lines _TOP_K, _TOP_P and _TYPICAL_P; _TEMPERATURE and _MIN_P; _REPETITION, _FREQUENCY and _PRESENCE.
+# Of the three limits; of temperature and min-p; of repetition, frequency and presence.
 _NEUTRAL_LIMITS = (0, -1, 2**62)
 _NEUTRAL_WARP = (1.0, 0.0)
 _NEUTRAL_PENALTIES = (1.0, 0.0, 0.0)
@@ -61,52 +34,58 @@ class RowParams:
     @property
     def key(self) -> torch.Tensor:
         """int64 [2, S], low and high words of the seeds."""
-        return self.ints[_SEED_LOW : _SEED_HIGH + 1]
+        return self.ints[IntLine.SEED_LOW : IntLine.SEED_HIGH + 1]
 
     @property
     def fork(self) -> torch.Tensor:
         """int64 [S]."""
-        return self.ints[_FORK]
+        return self.ints[IntLine.FORK]
 
     @property
     def lane(self) -> torch.Tensor:
         """int64 [S], `no_lane` for rows without penalties."""
-        return self.ints[_LANE]
+        return self.ints[IntLine.LANE]
 
     @property
     def samples(self) -> torch.Tensor:
         """bool [S], False in greedy rows."""
-        return self.ints[_SAMPLES] != 0
+        return self.ints[IntLine.SAMPLES] != 0
 
     @property
     def raw_logprobs(self) -> torch.Tensor:
         """bool [S], log-probabilities are wanted from before penalties and warpers."""
-        return self.ints[_RAW] != 0
+        return self.ints[IntLine.RAW] != 0
 
     @property
     def repetition(self) -> torch.Tensor:
         """float32 [S]."""
-        return self.floats[_REPETITION]
+        return self.floats[FloatLine.REPETITION]
 
     @property
     def frequency(self) -> torch.Tensor:
         """float32 [S]."""
-        return self.floats[_FREQUENCY]
+        return self.floats[FloatLine.FREQUENCY]
 
     @property
     def presence(self) -> torch.Tensor:
         """float32 [S]."""
-        return self.floats[_PRESENCE]
+        return self.floats[FloatLine.PRESENCE]
 
     @property
     def warp(self) -> WarpParams:
         """What the warpers take."""
         ints, floats = self.ints, self.floats
-        return WarpParams(floats[_TEMPERATURE], ints[_TOP_K], ints[_TOP_P], floats[_MIN_P], ints[_TYPICAL_P])
+        return WarpParams(
+            temperature=floats[FloatLine.TEMPERATURE],
+            top_k=ints[IntLine.TOP_K],
+            top_p=ints[IntLine.TOP_P],
+            min_p=floats[FloatLine.MIN_P],
+            typical_p=ints[IntLine.TYPICAL_P],
+        )
 
     def too_short(self, positions: torch.Tensor) -> torch.Tensor:
         """bool [S], whether the token at `positions` int64 [S] is one of the first min_new_tokens."""
-        return positions - self.ints[_PROMPT_LEN] < self.ints[_MIN_NEW]
+        return positions - self.ints[IntLine.PROMPT_LEN] < self.ints[IntLine.MIN_NEW]
 
 
 class EditTable:
@@ -170,12 +149,15 @@ class SeatParams:
         self.edits = EditTable(num_seats + 1, device)
         self.min_length = EditTable(num_seats + 1, device)
         self.history = torch.zeros((num_lanes + 1, vocab_size), dtype=torch.int32, device=device)
-        neutral_ints = [0, 0, 0, 0, 0, num_lanes, *_NEUTRAL_LIMITS, 0, 0]
+        neutral_ints = [0] * len(IntLine)
+        neutral_ints[IntLine.LANE] = num_lanes
+        neutral_ints[IntLine.TOP_K : IntLine.TYPICAL_P + 1] = _NEUTRAL_LIMITS
         self._neutral_ints = torch.tensor(neutral_ints, device=device)[:, None]
         self._neutral_floats = torch.tensor([*_NEUTRAL_WARP, *_NEUTRAL_PENALTIES], device=device)[:, None]
         # A parameter of all seats lies together, so that what is gathered of it does too.
         self._ints = self._neutral_ints.repeat(1, num_seats + 1)
         self._floats = self._neutral_floats.repeat(1, num_seats + 1)
+        self.tables = SampleTables(self._ints, self._floats, self.edits, self.min_length, self.history)
 
     def gather(self, seats: torch.Tensor) -> RowParams:
         """The parameters of rows in `seats` int64 [S]."""
@@ -203,22 +185,28 @@ class SeatParams:
     def _int_lines(self, new: SeatRegistrations) -> NDArray[np.int64]:
         flags, lane = new.ints(Word.FLAGS), new.ints(Word.PENALTY_LANE)
         unsigned = new.words.view(np.uint32)
-        lines = (
-            unsigned[:, Word.SEED_LOW],
-            unsigned[:, Word.SEED_HIGH],
-            new.ints(Word.FORK),
-            new.ints(Word.PROMPT_LEN),
-            new.ints(Word.MIN_NEW_TOKENS),
-            np.where(lane < 0, self.no_lane, lane),
-            top_k_limits(new.ints(Word.TOP_K), self.vocab_size),
-            top_p_limits(new.floats(Word.TOP_P)),
-            typical_p_limits(new.floats(Word.TYPICAL_P)),
-            flags & SeatFlag.DO_SAMPLE,
-            flags & SeatFlag.RAW_LOGPROBS,
-        )
-        table = np.stack([line.astype(np.int64) for line in lines])
+        num_edits = new.ints(Word.NUM_BIAS) + new.ints(Word.NUM_BANNED)
+        lines = {
+            IntLine.SEED_LOW: unsigned[:, Word.SEED_LOW],
+            IntLine.SEED_HIGH: unsigned[:, Word.SEED_HIGH],
+            IntLine.FORK: new.ints(Word.FORK),
+            IntLine.PROMPT_LEN: new.ints(Word.PROMPT_LEN),
+            IntLine.MIN_NEW: new.ints(Word.MIN_NEW_TOKENS),
+            IntLine.LANE: np.where(lane < 0, self.no_lane, lane),
+            IntLine.TOP_K: top_k_limits(new.ints(Word.TOP_K), self.vocab_size),
+            IntLine.TOP_P: top_p_limits(new.floats(Word.TOP_P)),
+            IntLine.TYPICAL_P: typical_p_limits(new.floats(Word.TYPICAL_P)),
+            IntLine.SAMPLES: flags & SeatFlag.DO_SAMPLE,
+            IntLine.RAW: flags & SeatFlag.RAW_LOGPROBS,
+            IntLine.STAGES: stages_of(new),
+            IntLine.NUM_EDITS: num_edits,
+            IntLine.NUM_MIN_LENGTH: new.ints(Word.NUM_MIN_LENGTH_IDS),
+            IntLine.NUM_TOP: np.minimum(new.ints(Word.NUM_TOP_LOGPROBS), self.vocab_size),
+        }
+        table = np.stack([lines[line].astype(np.int64) for line in IntLine])
         # A stage may run on all rows of a step, so what a seat's own stages leave out must be neutral.
-        table[_TOP_K : _TYPICAL_P + 1, table[_SAMPLES] == 0] = np.array(_NEUTRAL_LIMITS)[:, None]
+        limits = slice(IntLine.TOP_K, IntLine.TYPICAL_P + 1)
+        table[limits, table[IntLine.SAMPLES] == 0] = np.array(_NEUTRAL_LIMITS)[:, None]
         return table
 
     def _write_edits(self, host_seats: NDArray[np.int64], new: SeatRegistrations) -> None:
@@ -279,10 +267,16 @@ def stages_of(new: SeatRegistrations) -> NDArray[np.int32]:
 
 
 def _float_lines(new: SeatRegistrations) -> NDArray[np.float32]:
-    words = (Word.TEMPERATURE, Word.MIN_P, Word.REPETITION_PENALTY, Word.FREQUENCY_PENALTY, Word.PRESENCE_PENALTY)
-    lines = np.stack([new.floats(word) for word in words])
-    lines[_TEMPERATURE] = np.maximum(lines[_TEMPERATURE], np.float32(MIN_TEMPERATURE))
+    words = {
+        FloatLine.TEMPERATURE: Word.TEMPERATURE,
+        FloatLine.MIN_P: Word.MIN_P,
+        FloatLine.REPETITION: Word.REPETITION_PENALTY,
+        FloatLine.FREQUENCY: Word.FREQUENCY_PENALTY,
+        FloatLine.PRESENCE: Word.PRESENCE_PENALTY,
+    }
+    lines = np.stack([new.floats(words[line]) for line in FloatLine])
+    lines[FloatLine.TEMPERATURE] = np.maximum(lines[FloatLine.TEMPERATURE], np.float32(MIN_TEMPERATURE))
     greedy, without_lane = (new.ints(Word.FLAGS) & SeatFlag.DO_SAMPLE) == 0, new.ints(Word.PENALTY_LANE) < 0
-    lines[: _MIN_P + 1, greedy] = np.array(_NEUTRAL_WARP)[:, None]
-    lines[_REPETITION:, without_lane] = np.array(_NEUTRAL_PENALTIES)[:, None]
+    lines[: FloatLine.MIN_P + 1, greedy] = np.array(_NEUTRAL_WARP)[:, None]
+    lines[FloatLine.REPETITION :, without_lane] = np.array(_NEUTRAL_PENALTIES)[:, None]
     return lines

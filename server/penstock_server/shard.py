@@ -22,7 +22,7 @@ from penstock_server.models.source import ModelSource
 from penstock_server.parallel import Split, TensorParallel
 from penstock_server.pb.shard.v1 import shard_pb2
 from penstock_server.progress import Progress, StartPhases
-from penstock_server.sampling import Sampler
+from penstock_server.sampling import Sampler, SamplerSizes
 from penstock_server.seats import DeviceSeats
 from penstock_server.sizes import blocks_per_seat, plan_limits
 from penstock_server.staging import Staging, StepShape
@@ -157,7 +157,14 @@ class Shard:
         )
         sampler = None
         if parallel.rank == 0:
-            sampler = Sampler(limits.num_seats, limits.num_penalty_lanes, limits.vocab_size, device)
+            sizes = SamplerSizes(
+                num_seats=limits.num_seats,
+                num_lanes=limits.num_penalty_lanes,
+                vocab_size=limits.vocab_size,
+                max_rows=limits.max_rows,
+                max_top_logprobs=limits.max_top_logprobs,
+            )
+            sampler = Sampler(sizes, device)
         return StepParts(
             model=model,
             kv=kv,

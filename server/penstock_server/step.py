@@ -166,17 +166,16 @@ class StepRunner:
     def _sample(self, staged: StagedStep, logits: torch.Tensor) -> tuple[torch.Tensor, Logprobs | None]:
         """Rank 0 chooses; every rank stores the same ids. A row without usable logits has id -1."""
         parts, columns = self._parts, self._parts.staging.device(staged.shape)
+        rows = SampleRows(columns.sample_seats, columns.sample_positions, staged.host_sample_seats)
+        if parts.sampler is not None and parts.parallel.size == 1:
+            sampled = parts.sampler.sample_into(logits, rows, parts.seats)
+            return sampled.ids, sampled.logprobs
         seats = parts.seats.alias.index_select(0, columns.sample_seats)
-        logprobs = None
+        logprobs, ids = None, torch.empty_like(seats)
         if parts.sampler is not None:
-            rows = SampleRows(seats, columns.sample_positions, staged.host_sample_seats)
-            sampled = parts.sampler.sample(logits, rows)
-            ids = torch.where(sampled.bad, -1, sampled.ids)
-            logprobs = sampled.logprobs
-        else:
-            ids = torch.empty_like(seats)
-        if parts.parallel.size > 1:
-            parts.parallel.broadcast(ids)
+            sampled = parts.sampler.sample(logits, SampleRows(seats, rows.positions, rows.host_seats))
+            logprobs, ids = sampled.logprobs, torch.where(sampled.bad, -1, sampled.ids)
+        parts.parallel.broadcast(ids)
         parts.seats.store(seats, ids)
         return ids, logprobs
 

@@ -47,7 +47,7 @@ def warm_up(
         ended("graphs")
         progress(index / len(sizes))
     engine.clear()
-    _run_all_sampling_stages(engine)
+    run_all_sampling_stages(engine)
     ended("kernels")
     invariant = _is_batch_invariant(engine) and _is_cut_invariant(engine)
     ended("probes")
@@ -86,9 +86,12 @@ def measure_steps(engine: Engine, device: torch.device) -> int:
     return taken + sum(captured[1:]) * engine.limits.vocab_size * torch.float32.itemsize
 
 
-def _run_all_sampling_stages(engine: Engine) -> None:
-    """One token from a seat that asks for everything: a GPU loads an operation's code when it is first used."""
+def run_all_sampling_stages(engine: Engine) -> None:
+    """One token from a greedy seat, then one from a seat that asks for everything: a GPU loads an operation's code when
+    it is first used.
+    """
     limits = engine.limits
+    greedy = NewSeat(seat=0, generation=1, prompt_len=1, max_len=limits.max_seq_len)
     has_lane = limits.num_penalty_lanes > 0
     everything = NewSeat(
         seat=0,
@@ -111,9 +114,10 @@ def _run_all_sampling_stages(engine: Engine) -> None:
         min_length=(1,),
         history=(0,) if has_lane else (),
     )
-    draft = PlanDraft(registrations=[everything], appends=[(0, 0, 0, 1)], rows=[PlanRow(seat=0, ids=(0,))])
-    engine.collect(engine.launch(decode_plan(1, draft.encode(), None, limits)))
-    engine.clear()
+    for seat in (greedy, everything):
+        draft = PlanDraft(registrations=[seat], appends=[(0, 0, 0, 1)], rows=[PlanRow(seat=0, ids=(0,))])
+        engine.collect(engine.launch(decode_plan(1, draft.encode(), None, limits)))
+        engine.clear()
 
 
 def _is_batch_invariant(engine: Engine) -> bool:

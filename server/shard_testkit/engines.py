@@ -19,7 +19,7 @@ from penstock_server.parallel import TensorParallel
 from penstock_server.plan import RowSet, decode_plan
 from penstock_server.plan_checks import PlanLimits
 from penstock_server.plan_encoding import PlanDraft
-from penstock_server.sampling import Sampler
+from penstock_server.sampling import Sampler, SamplerSizes
 from penstock_server.seats import DeviceSeats
 from penstock_server.sizes import blocks_per_seat, decode_sizes, mixed_sizes
 from penstock_server.staging import Staging, StepShape
@@ -109,7 +109,9 @@ class LocalEngine:
             model=model,
             kv=self.kv,
             seats=DeviceSeats(sizes.num_seats, width, device),
-            sampler=Sampler(sizes.num_seats, sizes.num_penalty_lanes, model.vocab_size, device),
+            sampler=Sampler(
+                SamplerSizes(sizes.num_seats, sizes.num_penalty_lanes, model.vocab_size, sizes.max_rows, 5), device
+            ),
             parallel=TensorParallel(0, 1, None, device),
             staging=Staging(largest, sizes.depth + 1, device),
         )

@@ -30,6 +30,7 @@ class Launches(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.kernels: list[str] = []
+        self.compiled: set[str] = set()  # kernels with their compile-time arguments; `clear` keeps them
         self.products = 0
         self.copies: list[str] = []
 
@@ -84,6 +85,8 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Launches]:
         assert where == {CUDA}, f"{kernel.__name__} gets tensors on {where}"
         assert all(not isinstance(value, torch.Tensor) for value in grid), f"the grid of {kernel.__name__}"
         launches.kernels.append(kernel.__name__)
+        constants = {p.name: bound.arguments.get(p.name) for p in kernel.params if p.is_constexpr}
+        launches.compiled.add(f"{kernel.__name__} {constants}")
 
     hopper = SimpleNamespace(major=9, minor=0, multi_processor_count=132)
     for name, value in {

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from penstock_kernels.logprobs import Logprobs
 from penstock_server.registrations import NUM_WORDS, SeatFlag, SeatRegistrations, Word
-from penstock_server.sampling import Sampler, SampleRows
+from penstock_server.sampling import SampleOutput, Sampler, SampleRows, SamplerSizes
 
 CPU = torch.device("cpu")
 VOCAB = 301  # odd, so that rows begin at every alignment
@@ -79,9 +80,18 @@ def registrations(requests: dict[int, Request]) -> SeatRegistrations:
     )
 
 
+class KeepingSampler(Sampler):
+    """Its answers outlive its next step."""
+
+    def sample(self, logits: torch.Tensor, rows: SampleRows) -> SampleOutput:
+        found = super().sample(logits, rows)
+        logprobs = None if found.logprobs is None else Logprobs(*(part.clone() for part in found.logprobs))
+        return SampleOutput(found.ids.clone(), found.bad.clone(), logprobs)
+
+
 def sampler_of(requests: list[Request] | dict[int, Request], vocab: int = VOCAB, device: torch.device = CPU) -> Sampler:
     """A sampler of NUM_SEATS seats, in which the requests hold theirs (in a list: from 0 on)."""
-    sampler = Sampler(NUM_SEATS, 40, vocab, device)
+    sampler = KeepingSampler(SamplerSizes(NUM_SEATS, 40, vocab, NUM_SEATS + 16, 20), device)
     sampler.register(registrations(requests if isinstance(requests, dict) else dict(enumerate(requests))))
     return sampler
 

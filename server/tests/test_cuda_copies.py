@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from penstock_kernels import philox
 from penstock_kernels.rotary import rotation
-from penstock_server import seat_params, seats
+from penstock_server import sampling, seat_params, seats
 from penstock_server.layers.rotary import RopeConfig, RotaryEmbedding
-from penstock_server.sampling import Sampler, SampleRows
+from penstock_server.sampling import Sampler, SampleRows, SamplerSizes
 
 CUDA = torch.device("cuda", 0)
 NEEDS_VALUES = ("_local_scalar_dense", "item", "nonzero", "masked_select", "unique", "is_nonzero", "equal")
@@ -60,8 +60,9 @@ def fake_cuda(monkeypatch):
     philox._constants.cache_clear()
 
 
-def test_the_sampler():
-    sampler = Sampler(NUM_SEATS, 40, 301, CUDA)
+def test_the_sampler_where_there_is_no_triton(monkeypatch):
+    monkeypatch.setattr(sampling, "uses_triton", lambda tensor: False)
+    sampler = Sampler(SamplerSizes(NUM_SEATS, 40, 301, NUM_SEATS, 5), CUDA)
     seats_of_rows = torch.arange(40, device=CUDA)
     rows = SampleRows(seats_of_rows, seats_of_rows, np.arange(40))
     logits = torch.empty(40, 301, device=CUDA)

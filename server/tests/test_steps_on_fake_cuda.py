@@ -12,11 +12,14 @@ from penstock_server.models.source import ModelSource
 from penstock_server.parallel import TensorParallel
 from penstock_server.plan_encoding import NewSeat, PlanDraft, PlanRow
 from penstock_server.registrations import SeatFlag
+from penstock_server.warmup import run_all_sampling_stages
 
 LAYERS = 2
 SIZES = EngineSizes(max_tokens=2048, num_blocks=2048, max_seq_len=2048, tokens_per_block=16)
 # What a layer launches beside its products, of which there are four.
 PRODUCTS = 4
+# Of rows that sample with top-k and top-p.
+SAMPLING = ["edit_kernel", "cut_kernel", "weigh_kernel", "choose_kernel"]
 
 
 def layer(*attention):
@@ -80,9 +83,37 @@ def test_a_step_never_waits_and_copies_once_each_way(engine, launches, rows, att
         engine.run(PlanDraft(rows=rows))
     assert len(launches.copies) == 2, "the step's numbers there, its results back"
     kernels = [name for name in launches.kernels if name != "plan_kernel"]
-    assert kernels == ["_prepare_step_kernel", "_embedding_kernel", *layer(*attention) * LAYERS, "_rms_norm_kernel"]
+    forward = ["_prepare_step_kernel", "_embedding_kernel", *layer(*attention) * LAYERS, "_rms_norm_kernel"]
+    assert kernels == [*forward, *SAMPLING]
     assert launches.kernels.count("plan_kernel") == 1
     assert launches.products == PRODUCTS * LAYERS + 1
+
+
+def test_sampling_launches_what_its_rows_need(engine, launches):
+    for rows, expected in ((0, 2), SAMPLING[::3]), ((0, 1), SAMPLING):
+        launches.clear()
+        with launches:
+            engine.run(PlanDraft(rows=[PlanRow(seat) for seat in rows]))
+        assert [name for name in launches.kernels if name in SAMPLING] == expected
+        assert len(launches.copies) == 2
+
+
+def test_the_warm_up_compiles_all_that_sampling_launches(engine, launches):
+    """Whatever rows a step has."""
+
+    def sampling():
+        return {name for name in launches.compiled if name.split()[0] in SAMPLING}
+
+    launches.compiled.clear()
+    engine.engine.clear()
+    run_all_sampling_stages(engine.engine)
+    warm = sampling()
+    launches.compiled.clear()
+    assert len(warm) == len(SAMPLING) + 2  # those without parameters twice
+    engine = busy_engine(engine.parts.model, launches)
+    for rows in ((0,), (0, 2), (1,), (0, 1, 2, 3)):
+        engine.run(PlanDraft(rows=[PlanRow(seat) for seat in rows]))
+    assert sampling() <= warm
 
 
 @pytest.mark.parametrize(
@@ -101,7 +132,7 @@ def test_the_integer_model_neither(launches, tmp_path, rows):
     with launches:
         engine.run(PlanDraft(rows=rows))
     assert len(launches.copies) == 2
-    assert launches.kernels == ["_prepare_step_kernel"]
+    assert launches.kernels == ["_prepare_step_kernel", *SAMPLING]
 
 
 def test_a_layer_of_large_weights_and_few_rows_is_eight_launches(tmp_path, monkeypatch):
@@ -118,6 +149,6 @@ def test_a_layer_of_large_weights_and_few_rows_is_eight_launches(tmp_path, monke
     mlp = ["_rms_norm_kernel", "_skinny_kernel", "_skinny_kernel"]
     kernels = [name for name in launches.kernels if name != "plan_kernel"]
     ends = ["_rms_norm_kernel", "_skinny_kernel"]
-    assert kernels == ["_prepare_step_kernel", "_embedding_kernel", *attention, *mlp, *ends]
+    assert kernels == ["_prepare_step_kernel", "_embedding_kernel", *attention, *mlp, *ends, *SAMPLING]
     assert len(attention) + len(mlp) == 8
     assert launches.products == 0

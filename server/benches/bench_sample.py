@@ -1,10 +1,11 @@
-"""Time of one sampling step on the CPU, beside transformers' processors and torch.multinomial on the same rows.
+"""Time of one sampling step: on the CPU beside transformers' processors and torch.multinomial on the same rows; on a
+GPU beside one read of the logits and beside the operations of torch that the CPU's form is made of.
 
 Prints one JSON line per case: {"bench", "case", "value", "unit", "peer", "peer_value", "ratio"}; the ratio is our time
 over the peer's. Rounds alternate between the two, and each reports its fastest: what else the machine does only
 ever adds time.
 
-    python server/benches/bench_sample.py [--vocab-size 49152] [--rounds 15] [--threads 1]
+    PYTHONPATH=kernels/benches python server/benches/bench_sample.py [--vocab-size 49152] [--rounds 15] [--threads 1]
 """
 
 import argparse
@@ -15,10 +16,12 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from cuda_timing import copy_bandwidth, seconds_each
 from shard_testkit.limits import LIMITS
 from transformers.generation import logits_process as reference
 
 from penstock_kernels.warpers import Warper
+from penstock_server import sampling
 from penstock_server.plan_encoding import NewSeat
 from penstock_server.plan_records import parse_registrations
 from penstock_server.registrations import SeatFlag
@@ -44,14 +47,15 @@ def ours(logits: torch.Tensor, settings: dict[Warper, float]) -> Callable[[], ob
     values = {warper.name.lower(): value for warper, value in settings.items()}
     records = [NewSeat(seat, 1, 1, 8, flags, seed=seat, **values).words() for seat in range(num_rows)]
     limits = dataclasses.replace(LIMITS, num_seats=num_rows, vocab_size=vocab_size)
-    sampler = Sampler(SamplerSizes(num_rows, 0, vocab_size, num_rows, 20), CPU)
+    sampler = Sampler(SamplerSizes(num_rows, 0, vocab_size, num_rows, 20), logits.device)
     sampler.register(parse_registrations(np.array(records, np.int32).reshape(-1), num_rows, limits))
     host_seats = np.arange(num_rows)
-    rows = SampleRows(torch.from_numpy(host_seats), torch.ones(num_rows, dtype=torch.int64), host_seats)
+    ones = torch.ones(num_rows, dtype=torch.int64, device=logits.device)
+    rows = SampleRows(torch.from_numpy(host_seats).to(logits.device), ones, host_seats)
     return lambda: sampler.sample(logits, rows)
 
 
-def theirs(logits: torch.Tensor, settings: dict[Warper, float]) -> Callable[[], object]:
+def transformers_step(logits: torch.Tensor, settings: dict[Warper, float]) -> Callable[[], object]:
     """The same step as `generate` of transformers does it."""
     if not settings:
         return lambda: logits.argmax(-1)
@@ -80,28 +84,53 @@ def fastest_ms(steps: list[Callable[[], object]], rounds: int) -> list[float]:
     return [min(series) for series in times]
 
 
+def report(case: str, value: float, unit: str, peer: tuple[str, float]) -> None:
+    """Prints one figure; the ratio is to the peer's."""
+    name, theirs = peer
+    figure = {
+        "bench": "sample",
+        "case": case,
+        "value": round(value, 3),
+        "unit": unit,
+        "peer": name,
+        "peer_value": round(theirs, 3),
+        "ratio": round(value / theirs, 3),
+    }
+    print(json.dumps(figure), flush=True)
+
+
+def on_gpu(vocab_size: int) -> None:
+    """Two lines per case and number of rows, in microseconds of a captured step."""
+    for num_rows in (1, 32, 128, 256):
+        logits = torch.randn((num_rows, vocab_size), device="cuda") * 3
+        floor = ("one read of the logits", logits.nbytes / copy_bandwidth() * 1e6)
+        for name, settings in CASES.items():
+            case = f"{name}, {num_rows} rows, vocabulary {vocab_size}, on a GPU"
+            value = seconds_each([ours(logits, settings)]) * 1e6
+            report(case, value, "us", floor)
+            uses_triton, sampling.uses_triton = sampling.uses_triton, lambda tensor: False
+            plain = seconds_each([ours(logits, settings)]) * 1e6
+            sampling.uses_triton = uses_triton
+            report(case, value, "us", ("torch's operations", plain))
+
+
 def main() -> None:
     """Prints a line per case and number of rows."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--vocab-size", type=int, default=49_152)
+    parser.add_argument("--vocab-size", type=int, default=128_256 if torch.cuda.is_available() else 49_152)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
+    if torch.cuda.is_available():
+        on_gpu(arguments.vocab_size)
+        return
     torch.set_num_threads(arguments.threads)
     for num_rows in (1, 8, 32):
         logits = torch.randn((num_rows, arguments.vocab_size), generator=torch.Generator().manual_seed(0)) * 3
         for name, settings in CASES.items():
-            value, peer = fastest_ms([ours(logits, settings), theirs(logits, settings)], arguments.rounds)
-            figure = {
-                "bench": "sample",
-                "case": f"{name}, {num_rows} rows, vocabulary {arguments.vocab_size}, {arguments.threads} threads",
-                "value": round(value, 3),
-                "unit": "ms",
-                "peer": PEER,
-                "peer_value": round(peer, 3),
-                "ratio": round(value / peer, 3),
-            }
-            print(json.dumps(figure), flush=True)
+            value, peer = fastest_ms([ours(logits, settings), transformers_step(logits, settings)], arguments.rounds)
+            case = f"{name}, {num_rows} rows, vocabulary {arguments.vocab_size}, {arguments.threads} threads"
+            report(case, value, "ms", (PEER, peer))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from kernel_testkit.tolerance import check
+from kernel_testkit.triton_device import INTERPRETED
 
 from penstock_kernels.silu_mul import silu_mul, silu_mul_ref
 
@@ -28,6 +29,7 @@ def test_nan_stays_in_its_element(device):
     assert nan.nonzero().tolist() == [[1, 2], [2, 4]]
 
 
+@pytest.mark.skipif(INTERPRETED, reason="torch's threads have no part in a kernel")
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("size", [33, 200, 1000])
 def test_a_token_has_the_same_bits_alone_and_in_a_batch(size, threads):

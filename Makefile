@@ -62,15 +62,12 @@ nightly: build .venv-clients/stamp .venv-triton36/stamp
 	$(PY) -m pytest -q -m "slow and not gpu"
 	.venv-triton36/bin/python -m pytest -q -m "not gpu" $(TRITON_TESTS)
 
-# 16 GB of random weights, where they are read fastest.
+# All that needs a GPU, in parts: given again, it goes on with what is left. 16 GB of files are made where they are read
+# fastest.
 GPU_MODEL ?= /dev/shm/penstock-8b
 
 gpu-report: build
-	$(PY) -m pytest -q -m gpu
-	$(PY) kernels/benches/bench_attention.py
-	$(PY) kernels/benches/bench_elementwise.py
-	PYTHONPATH=server:kernels/benches $(PY) benchmarks/gpu_decode.py --folder $(GPU_MODEL)
-	PYTHONPATH=kernels/benches $(PY) benchmarks/gpu_serving.py --folder $(GPU_MODEL)
+	$(PY) benchmarks/gpu_report.py --model $(GPU_MODEL) $(ARGS)
 
 # Stubs of the oldest grpcio-tools that is supported: they refuse to import beside anything older.
 proto: .venv/stamp

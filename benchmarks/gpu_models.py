@@ -1,4 +1,5 @@
-"""The 8B shape for benchmarks on a GPU: random weights in real files, written in seconds, every token a word."""
+"""The 8B shape for benchmarks on a GPU: a config and a tokenizer whose tokens are words, and where files are what is
+measured, random weights in real ones, written in seconds."""
 
 import json
 from collections.abc import Iterator
@@ -7,6 +8,8 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+
+_INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +40,28 @@ class Shape:
         return 2 * 2 * self.layers * self.kv_heads * self.head_dim
 
 
-def write(shape: Shape, folder: Path) -> None:
-    """A model folder that answers until it is stopped; one file per layer. Needs 16 GB for the 8B shape."""
+def describe(shape: Shape, folder: Path) -> None:
+    """A model folder without weights, for `--load-format dummy`, whose answers end only at their limit."""
     folder.mkdir(parents=True, exist_ok=True)
-    index: dict[str, str] = {}
-    for name, tensors in _files(shape):
-        save_file({key: tensor.cpu() for key, tensor in tensors.items()}, folder / name, {"format": "pt"})
-        index |= dict.fromkeys(tensors, name)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    if (folder / "tokenizer.json").exists():
+        return
     no_end = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
     (folder / "config.json").write_text(json.dumps(_config(shape) | no_end))
     (folder / "generation_config.json").write_text(json.dumps(no_end))
     _save_tokenizer(shape.vocabulary, folder)
+
+
+def write(shape: Shape, folder: Path) -> None:
+    """The same with weights; one file per layer. Needs 16 GB for the 8B shape."""
+    describe(shape, folder)
+    if (folder / _INDEX).exists():
+        return
+    index: dict[str, str] = {}
+    for name, tensors in _files(shape):
+        save_file({key: tensor.cpu() for key, tensor in tensors.items()}, folder / name, {"format": "pt"})
+        index |= dict.fromkeys(tensors, name)
+    # Last: the folder is whole when it is there.
+    (folder / _INDEX).write_text(json.dumps({"metadata": {}, "weight_map": index}))
 
 
 def prompt(num_tokens: int) -> str:

@@ -37,9 +37,13 @@ class Peer:
     value: float
 
 
-def report(bench: str, case: str, value: float, unit: str, peer: Peer | None = None) -> None:
-    """Prints one figure and appends it to results/<bench>-<date>.jsonl. `ratio` is value / peer value."""
-    line = {
+def report(
+    bench: str, case: str, value: float, unit: str, peer: Peer | None = None, target: float | None = None
+) -> None:
+    """Prints one figure and appends it to results/<bench>-<date>.jsonl. `ratio` is value / peer value, `target` the
+    ratio that is wanted at least.
+    """
+    line: dict[str, object] = {
         "bench": bench,
         "case": case,
         "value": _rounded(value),
@@ -48,10 +52,17 @@ def report(bench: str, case: str, value: float, unit: str, peer: Peer | None = N
         "peer_value": _rounded(peer.value) if peer else None,
         "ratio": _rounded(value / peer.value) if peer and peer.value else None,
     }
+    if target is not None:
+        line["target"] = target
     sys.stdout.write(json.dumps(line) + "\n")
     sys.stdout.flush()
+    keep(line, bench)
+
+
+def keep(line: dict[str, object], name: str) -> None:
+    """Appends a figure to results/<name>-<date>.jsonl."""
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{bench}-{datetime.date.today().isoformat()}.jsonl"
+    path = RESULTS / f"{name}-{datetime.date.today().isoformat()}.jsonl"
     with path.open("a") as file:
         file.write(json.dumps(line | {"machine": machine()}) + "\n")
 

@@ -54,6 +54,15 @@ def copy_bandwidth() -> float:
 
 
 @functools.cache
+def read_bandwidth() -> float:
+    """Bytes a second of reading memory far larger than the caches: the better of two reductions of torch."""
+    source = torch.ones(1 << 29, device="cuda")
+    out = torch.empty((), device="cuda")
+    calls = (lambda: torch.sum(source, 0, out=out), lambda: torch.amax(source, 0, out=out))
+    return source.nbytes / min(seconds_each([call] * 4) for call in calls)
+
+
+@functools.cache
 def matmul_flops() -> float:
     """Floating-point operations a second of a large bfloat16 product. Random matrices: others take less power."""
     size = 8192

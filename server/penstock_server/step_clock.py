@@ -42,6 +42,12 @@ class StepClock:
         """Microseconds of the whole step, and of its forward part. The step must have ended."""
         return self._between(Moment.START, Moment.END), self._between(Moment.FORWARD_BEGINS, Moment.FORWARD_ENDS)
 
+    def gap_us(self, following: "StepClock") -> float:
+        """Microseconds from this step's end to the start of the one after it. Both must have ended."""
+        if self._events:
+            return float(self._events[Moment.END].elapsed_time(following._events[Moment.START])) * 1000
+        return (following._seconds[Moment.START] - self._seconds[Moment.END]) * 1e6
+
     def _between(self, begin: Moment, end: Moment) -> int:
         if self._events:
             return round(float(self._events[begin].elapsed_time(self._events[end])) * 1000)

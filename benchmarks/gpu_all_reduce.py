@@ -1,9 +1,6 @@
 """The sum over ranks of what a decode step adds up, [rows, 8192] in bfloat16: our kernel over symmetric memory against
-the library's collective, one process a GPU, each in a captured graph. Where there are not two GPUs: the library alone,
-by processes on the CPU, in float32.
-
-`PYTHONPATH=server:kernels python benchmarks/all_reduce.py [--ranks N]`
-"""
+the library's collective, one process a GPU, each in a captured graph. In a dry run: the library alone, by two processes
+on the CPU, in float32. A part of `gpu_report.py`."""
 
 import argparse
 import subprocess
@@ -13,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import gpu_bed
 import record
 import torch
 
@@ -20,6 +18,7 @@ from penstock_server.parallel import TensorParallel
 
 CHANNELS = 8192
 ROWS = (1, 8, 32, 64)
+SKIPPED = 75
 CALLS = 20
 MICROSECONDS = 1e6
 
@@ -69,23 +68,26 @@ def measure(rank: int, size: int, folder: Path, cuda: bool) -> None:
         case = f"{size} {'GPUs' if cuda else 'CPU processes'}, {rows} rows"
         ours = None if symmetric is None else seconds(lambda x=x: symmetric.all_reduce(x)) * MICROSECONDS
         if rank == 0 and ours is None:
-            record.report("all_reduce", f"library, {case}", by_library, "us")
+            record.report("gpu_all_reduce", f"library, {case}", by_library, "us")
         elif rank == 0 and ours is not None:
-            record.report("all_reduce", f"symmetric, {case}", ours, "us", record.Peer("library", by_library))
+            record.report("gpu_all_reduce", f"symmetric, {case}", ours, "us", record.Peer("library", by_library))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = gpu_bed.parser(__doc__)
     parser.add_argument("--ranks", type=int, default=max(2, torch.cuda.device_count()))
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--meet", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    cuda = torch.cuda.device_count() >= options.ranks
+    gpu_bed.bed(options)
     if options.rank is not None:
-        measure(options.rank, options.ranks, options.folder, cuda)
+        measure(options.rank, options.ranks, options.meet, not options.dry_run)
         return
+    if not options.dry_run and torch.cuda.device_count() < options.ranks:
+        print(f"skipped: {options.ranks} GPUs are needed, {torch.cuda.device_count()} are here")
+        raise SystemExit(SKIPPED)
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, __file__, "--ranks", str(options.ranks), "--folder", folder]
+        command = [sys.executable, *sys.argv, "--ranks", str(options.ranks), "--meet", folder]
         processes = [subprocess.Popen([*command, "--rank", str(rank)]) for rank in range(options.ranks)]
         try:
             codes = [process.wait(timeout=300) for process in processes]

@@ -200,19 +200,23 @@ class Shard:
             step_bytes = self._measure_steps(model, parallel)
             gc.collect()
             torch.cuda.empty_cache()
-            logger.info("steps take %.2f GiB of the GPU's memory", step_bytes / (1 << 30))
+            logger.info("steps and their buffers take %.2f GiB of the GPU's memory", step_bytes / (1 << 30))
         num_blocks = kv_cache.blocks_that_fit(self._facts.bytes_per_block, useful, device, step_bytes)
         counts = parallel.all_gather(torch.tensor([num_blocks], device=self._device))
         return int(counts.min().item())
 
     def _measure_steps(self, model: Model, parallel: TensorParallel) -> int:
-        """In an engine whose KV cache is but the scratch block and one more."""
+        """Bytes of steps and of the buffers that stay, the sampler's above all, in an engine whose KV cache is but the
+        scratch block and one more.
+        """
         config = self._config
+        before = torch.cuda.memory_allocated(self._device)
         self._limits = plan_limits(config, _FEWEST_BLOCKS, model.vocab_size)
         kv = kv_cache.allocate(model.kv_spec, _FEWEST_BLOCKS, config.tokens_per_block, self._device)
         engine = Engine(self._parts(model, kv, parallel), self._limits, self._hooks(), self._thread)
+        buffers = torch.cuda.memory_allocated(self._device) - before
         try:
-            return measure_steps(engine, self._device)
+            return buffers + measure_steps(engine, self._device)
         except torch.OutOfMemoryError as error:
             sizes = f"max_step_tokens {config.max_step_tokens}, max_rows {config.max_rows}"
             raise ValueError(f"the GPU has no memory for the largest step beside the weights: {sizes}") from error

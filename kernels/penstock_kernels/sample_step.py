@@ -19,6 +19,7 @@ from penstock_kernels.warpers import WarpParams, warp_ref
 
 # Scores and candidates of a slice of rows take at most this; steps of more rows are sampled slice by slice.
 _SLICE_BYTES = 256 << 20
+_ALIGNED_ROWS = 16
 CHUNK = 2048
 
 
@@ -50,7 +51,9 @@ class SampleBuffers:
         max_rows, vocab_size, max_top = sizes
         self.vocab_size, self.chunk, self.top_width = vocab_size, chunk or CHUNK, max(max_top, 1)
         self.num_chunks = -(-vocab_size // self.chunk)
-        self.slice_rows = max(1, min(max_rows, _SLICE_BYTES // (2 * torch.float32.itemsize * vocab_size)))
+        fitting = _SLICE_BYTES // (2 * torch.float32.itemsize * vocab_size)
+        # Whole multiples: every slice's part of every buffer is aligned like the first, and no kernel is compiled anew.
+        self.slice_rows = min(max_rows, max(_ALIGNED_ROWS, fitting // _ALIGNED_ROWS * _ALIGNED_ROWS))
         rows, cells = max_rows, (self.slice_rows, self.num_chunks)
 
         def buffer(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

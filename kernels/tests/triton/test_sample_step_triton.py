@@ -260,6 +260,7 @@ def test_slices_of_rows_are_sampled_one_after_another():
     logits, seats = random_logits(8, 90, seed=6), [1, 0, 1, 0, 1, 1, 0, 1]
     rows = StepRows(torch.tensor(seats).to(DEVICE), torch.arange(8).to(DEVICE))
     found = sample_step(logits.to(DEVICE), rows, on_device(tables), wanted(tables, seats), buffers)
+    assert SampleBuffers((1000, 150_001, 1), torch.device("meta")).slice_rows % 16 == 0
     whole = StepRows(rows.seats.cpu(), rows.positions.cpu())
     assert found.ids.tolist() == sample_step_ref(logits, whole, tables).ids.tolist()
 

@@ -4,6 +4,7 @@ On a CPU a step is a call of its function over the preallocated buffers. On CUDA
 captured and replayed; other steps are called, because their launches hide behind their work.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -65,8 +66,12 @@ class CudaCapture:
             graph.capture_begin(self._pool, capture_error_mode="thread_local")
             try:
                 result = function(staged)
-            finally:
-                graph.capture_end()
+            except BaseException:
+                # What went wrong is what is told, not that a capture cannot end after it.
+                with contextlib.suppress(RuntimeError):
+                    graph.capture_end()
+                raise
+            graph.capture_end()
         self._pool = self._pool or graph.pool()
         return graph.replay, result
 

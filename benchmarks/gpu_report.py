@@ -38,7 +38,9 @@ class Part:
 
 def parts(dry: bool) -> list[Part]:
     """In the order of what is wanted most where the machine is lent for minutes."""
-    tests = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "kernels/tests", "server/tests")
+    tests = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:benchmark", "-m", "gpu")
+    # A machine may lack what only some files of tests import; the others still run.
+    tests += ("--continue-on-collection-errors", "kernels/tests", "server/tests")
     # Without a GPU they can only be collected.
     tests += ("--collect-only",) if dry else ()
     sampling = ("server/benches/bench_sample.py", *(("--vocab-size", "500", "--rounds", "1") if dry else ()))
@@ -130,7 +132,9 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, with a toy; figures go to --out")
     parser.add_argument("--out", type=Path, default=ROOT / "target" / "gpu-report", help="logs, state and profile")
     parser.add_argument("--model", type=Path, default=Path("/dev/shm/penstock-8b"), help="made there: 16 GB of files")
-    parser.add_argument("--budget", type=float, default=BUDGET_S, help="seconds; no part begins that cannot end in it")
+    parser.add_argument(
+        "--budget", type=float, default=BUDGET_S, help="seconds; a part begins with half its limit left"
+    )
     parser.add_argument("--parts", nargs="*", choices=names, help="these again, whatever has run")
     options = parser.parse_args()
     options.out = options.out.resolve()

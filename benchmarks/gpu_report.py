@@ -1,4 +1,4 @@
-"""All that needs a GPU, in parts of their own processes: tests, then the card's ceilings, then each figure beside them.
+"""All that needs a GPU, in parts of their own processes: the card's ceilings, tests, then figures beside the former.
 What did not fit into the budget, or failed, runs when the same command is given again.
 
 `PYTHONPATH=server:kernels:kernels/benches:benchmarks python benchmarks/gpu_report.py --out DIR --model DIR`; with
@@ -18,7 +18,7 @@ from pathlib import Path
 import record
 
 ROOT = Path(__file__).parent.parent
-STATE = "state.json"
+STATE, DRY_STATE = "state.json", "state-dry.json"
 BUDGET_S = 480
 SKIPPED = 75  # a part's exit status when it cannot run here, as EX_TEMPFAIL
 PATHS = ("server", "kernels", "kernels/benches", "benchmarks")
@@ -64,9 +64,12 @@ def parts(dry: bool) -> list[Part]:
 class State:
     """Which parts have run, kept in a file after each."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, dry: bool) -> None:
+        """Raises SystemExit where the folder has that of the other kind: a dry run has measured nothing."""
         folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / STATE
+        self._path, other = folder / (DRY_STATE if dry else STATE), folder / (STATE if dry else DRY_STATE)
+        if other.exists():
+            raise SystemExit(f"{other} is that of {'a real report' if dry else 'a dry run'}: give another --out")
         self.status: dict[str, str] = json.loads(self._path.read_text()) if self._path.exists() else {}
 
     def keep(self, name: str, status: str) -> None:
@@ -130,15 +133,16 @@ def main() -> int:
     names = [part.name for part in parts(dry=False)]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, with a toy; figures go to --out")
-    parser.add_argument("--out", type=Path, default=ROOT / "target" / "gpu-report", help="logs, state and profile")
+    parser.add_argument("--out", type=Path, help="logs, state and profile [default: target/gpu-report]")
     parser.add_argument("--model", type=Path, default=Path("/dev/shm/penstock-8b"), help="made there: 16 GB of files")
     parser.add_argument(
         "--budget", type=float, default=BUDGET_S, help="seconds; a part begins with half its limit left"
     )
     parser.add_argument("--parts", nargs="*", choices=names, help="these again, whatever has run")
     options = parser.parse_args()
-    options.out = options.out.resolve()
-    state, begin, found, failed = State(options.out), time.monotonic(), [], 0
+    default = ROOT / "target" / ("gpu-report-dry" if options.dry_run else "gpu-report")
+    options.out = (options.out or default).resolve()
+    state, begin, found, failed = State(options.out, options.dry_run), time.monotonic(), [], 0
     for part in parts(options.dry_run):
         if part.name not in options.parts if options.parts else state.is_done(part.name):
             continue

@@ -30,7 +30,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Co
 def test_every_part_runs_to_its_end(whole: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     out, run = whole
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
-    state = json.loads((out / "state.json").read_text())
+    state = json.loads((out / "state-dry.json").read_text())
     assert state.pop("vllm") == "skipped: vllm is not installed"
     assert len(state) == 12
     assert all(status.startswith("passed") for status in state.values()), state
@@ -81,11 +81,13 @@ def test_a_part_that_fails_or_takes_too_long_or_cannot_run_is_told_apart(module:
 
 
 def test_a_report_goes_on_with_what_failed(module: object, tmp_path: Path) -> None:
-    state = module.State(tmp_path)
+    state = module.State(tmp_path, dry=False)
     for name, status in (("a", "passed in 3 s"), ("b", "failed after 2 s, status 1"), ("c", "skipped: why")):
         state.keep(name, status)
-    again = module.State(tmp_path)
+    again = module.State(tmp_path, dry=False)
     assert [again.is_done(name) for name in "abcd"] == [True, False, True, False]
+    with pytest.raises(SystemExit, match=r"state\.json is that of a real report: give another --out"):
+        module.State(tmp_path, dry=True)
 
 
 def test_without_budget_nothing_begins_and_the_report_says_so(tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def _entropy(scores_ptr, vocab, best, state, min_p, block: tl.constexpr):
     sums, terms = tl.zeros([block], tl.int64), tl.zeros([block], tl.int64)
     for start in range(0, vocab, block):
         score, there = _present(scores_ptr, start + tl.arange(0, block), vocab, best, state, min_p, TYPICAL)
-        there = there & (score > -INF)
+        there = there & (score - best > -INF)  # also of scores so far apart that it overflows
         below = tl.where(there, score - best, 0.0)
         sums += tl.where(there, weight(score, best), 0)
         terms += tl.where(there, (tl.exp(below) * below * _ENTROPY_SCALE).to(tl.int64), 0)

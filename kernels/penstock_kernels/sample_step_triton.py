@@ -44,7 +44,8 @@ def launch_slice(
         tables.edits.ids, tables.edits.values, tables.min_length.ids, tables.min_length.values, tables.history,
         buffers.scores, best, best_id, buffers.raw_best, buffers.raw_sum,
         logits.stride(0), num_seats, tables.edits.ids.shape[1], tables.min_length.ids.shape[1],
-        **shape, staged=staged, num_warps=EDIT_WARPS, **kind,
+        # Products are rounded before they are subtracted, as torch does it.
+        **shape, staged=staged, num_warps=EDIT_WARPS, enable_fp_fusion=False, **kind,
     )  # fmt: skip
     if wanted & CUTTING:
         cut_kernel[(num_rows,)](

@@ -57,6 +57,14 @@ class CudaCapture:
 
     def __call__(self, function: ForwardPart, staged: StagedStep) -> tuple[Callable[[], None], Forwarded]:
         """As `Capture`."""
+        try:
+            return self._capture(function, staged)
+        except torch.OutOfMemoryError:
+            # Within a capture torch gives back nothing of what it holds for other steps.
+            torch.cuda.empty_cache()
+            return self._capture(function, staged)
+
+    def _capture(self, function: ForwardPart, staged: StagedStep) -> tuple[Callable[[], None], Forwarded]:
         # Not `torch.cuda.graph`: it would first give the driver all memory that is free now, and the next step that is
         # called would have to ask for it again.
         torch.cuda.synchronize()

@@ -40,6 +40,7 @@ def graph(monkeypatch):
         "stream": lambda stream: contextlib.nullcontext(Graph.log.append(stream)),
         "synchronize": lambda: None,
         "CUDAGraph": Graph,
+        "empty_cache": lambda: Graph.log.append("memory back"),
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     return Graph
@@ -65,6 +66,18 @@ def test_a_capture_that_fails_ends_and_tells_why(graph, error, disturbed):
     with pytest.raises(type(error)):
         CudaCapture()(fail, "step")
     assert graph.log[-1] == "end"
+
+
+def test_a_capture_without_memory_is_tried_again_with_what_torch_held_back(graph):
+    steps = iter([torch.OutOfMemoryError("no memory"), None])
+
+    def once_too_large(staged):
+        if error := next(steps):
+            raise error
+        return staged
+
+    assert CudaCapture()(once_too_large, "step")[1] == "step"
+    assert graph.log.count("memory back") == 1
 
 
 def test_a_capture_that_cannot_end_says_so(graph):

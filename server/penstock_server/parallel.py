@@ -19,6 +19,7 @@ from penstock_server import symmetric_memory
 # Any: the group and store classes are not in torch's type stubs.
 distributed: Any = torch.distributed
 # A rank that dies closes its connections, which ends the others' collectives at once; this bounds one that hangs.
+# Neither holds for sums over symmetric memory: there the launcher has to end the group.
 _TIMEOUT = timedelta(seconds=60)
 
 

@@ -38,7 +38,9 @@ class ParallelReads:
         self.piece_bytes = piece_bytes
         self._device = device
         num_threads = num_threads or min(_MAX_THREADS, len(os.sched_getaffinity(0)))
-        self._pool = ThreadPoolExecutor(num_threads, "read-weights")
+        # A thread begins on the first device: leaving a stream of another, it would open a context there.
+        own_device = (torch.cuda.set_device, (device,)) if device.type == "cuda" else (None, ())
+        self._pool = ThreadPoolExecutor(num_threads, "read-weights", *own_device)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._free: SimpleQueue[_Buffer] = SimpleQueue()
         # Two for each thread: one is read into while the other travels.
@@ -87,12 +89,12 @@ class ParallelReads:
             buffer.wait()
             size = out.shape[0] * stored.row_bytes
             _read_fully(file, buffer.memory[:size], stored.offset + start * stored.row_bytes)
-            rows = buffer.tensor[:size].view(out.shape[0], stored.row_bytes)
             if out.shape[1] != stored.row_bytes:
-                # What travels must lie together, so the wanted columns move to the front first.
-                wanted = rows[:, stored.columns].clone()
-                rows = buffer.tensor[: wanted.numel()].view(wanted.shape).copy_(wanted)
-            buffer.send(rows, out, self._stream)
+                # What travels must lie together, so the wanted columns move to the front first. By numpy: torch would
+                # copy with a team of threads for each of these.
+                rows = buffer.array[:size].reshape(out.shape[0], stored.row_bytes)
+                buffer.array[: out.numel()] = rows[:, stored.columns].copy().ravel()
+            buffer.send(buffer.tensor[: out.numel()].view(out.shape), out, self._stream)
         finally:
             self._free.put(buffer)
 
@@ -101,8 +103,8 @@ class _Buffer:
     """Host memory of one piece."""
 
     def __init__(self, num_bytes: int, device: torch.device) -> None:
-        self.tensor, array = host_memory(num_bytes, torch.uint8, device)
-        self.memory = array.data
+        self.tensor, self.array = host_memory(num_bytes, torch.uint8, device)
+        self.memory = self.array.data
         self._sent = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def wait(self) -> None:

@@ -20,19 +20,17 @@ def connect(rank: int, size: int, store: Any, device: torch.device) -> tuple[Pee
     """
     if device.type != "cuda":
         raise ValueError("--all-reduce symmetric is for GPUs")
-    try:
-        return _connect(rank, size, store, device)
-    except RuntimeError as error:
-        raise ValueError(f"--all-reduce symmetric: these GPUs cannot read each other's memory: {error}") from error
-
-
-def _connect(rank: int, size: int, store: Any, device: torch.device) -> tuple[PeerBuffers, object]:
     # Any: not in torch's type stubs. torch's own wrapper asks for its default process group, and there is none here.
     memory: Any = torch._C._distributed_c10d._SymmetricMemory
     memory.set_group_info(_GROUP, rank, size, store)
     num_bytes = 2 * HALF_BYTES + NUM_PROGRAMS * size * torch.int32.itemsize
     shared = memory.empty_strided_p2p((num_bytes,), (1,), torch.uint8, device, _GROUP)
-    handle = memory.rendezvous(shared)
+    try:
+        handle = memory.rendezvous(shared)
+    except torch.distributed.DistError:
+        raise  # another rank is gone
+    except RuntimeError as error:
+        raise ValueError(f"--all-reduce symmetric: these GPUs cannot read each other's memory: {error}") from error
     shared.zero_()
     handle.barrier(0, _BARRIER_MS)  # nobody writes into what another has yet to clear
     torch.cuda.synchronize(device)

@@ -69,7 +69,7 @@ def _read_rows(context: LoadContext, name: str, vocab_size: int, channels: int) 
     stored = context.reader.read(f"{name}.weight", (vocab_size, channels), (part,))
     num_rows = -(-vocab_size // context.parallel.size)
     if stored.shape[0] == num_rows:
-        return stored.to(device=context.device, copy=True)
+        return stored.to(device=context.device, copy=not stored.is_cuda)  # what was read onto a GPU is ours
     table = torch.zeros(num_rows, channels, dtype=stored.dtype, device=context.device)
     table[: stored.shape[0]].copy_(stored)
     return table

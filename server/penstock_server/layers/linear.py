@@ -66,7 +66,8 @@ class RowParallelLinear:
     def __init__(self, context: LoadContext, name: str, shape: tuple[int, int], part: slice, bias: bool) -> None:
         """`shape` (O, I) of the whole layer; `part`: this rank's inputs."""
         stored = context.reader.read(f"{name}.weight", shape, (slice(0, shape[0]), part))
-        weight = stored.to(device=context.device, dtype=context.dtype, copy=True)
+        # What was read onto a GPU is nobody else's.
+        weight = stored.to(device=context.device, dtype=context.dtype, copy=not stored.is_cuda)
         del stored
         biases = None
         if bias:

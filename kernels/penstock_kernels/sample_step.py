@@ -14,8 +14,8 @@ from penstock_kernels.penalties import ONE_GENERATED, add_at_ref, penalize_count
 from penstock_kernels.philox import Purpose, uniform_ref
 from penstock_kernels.prepare_step import SeatState
 from penstock_kernels.sample import draw_ref, greedy_ref
-from penstock_kernels.sample_tables import PENALTIES, FloatLine, IntLine, SampleTables, Stage
-from penstock_kernels.warpers import WarpParams, warp_ref
+from penstock_kernels.sample_tables import PENALTIES, FloatLine, IntLine, SampleTables, Stage, warp_params
+from penstock_kernels.warpers import warp_ref
 
 # Scores and candidates of a slice of rows take at most this; steps of more rows are sampled slice by slice.
 _SLICE_BYTES = 256 << 20
@@ -105,7 +105,7 @@ def sample_step_ref(logits: torch.Tensor, rows: StepRows, tables: SampleTables) 
             scores[0, torch.tensor(bits) == 0] += -torch.inf
         token, is_bad = greedy_ref(scores)
         if not is_bad:
-            warp_ref(scores, _warp_params(tables, seat))
+            warp_ref(scores, warp_params(tables.ints[:, seat : seat + 1], tables.floats[:, seat : seat + 1]))
             if stages & Stage.SAMPLE:
                 seed = ints[IntLine.SEED_LOW] | ints[IntLine.SEED_HIGH] << 32
                 number = uniform_ref(seed, ints[IntLine.FORK], int(rows.positions[row]), Purpose.SAMPLE)
@@ -144,14 +144,3 @@ def _edit_ref(scores: torch.Tensor, position: int, row: tuple[int, Stage, list[i
         penalize_repetition_ref(scores, history, floats[FloatLine.REPETITION])
     if stages & Stage.COUNTS:
         penalize_counts_ref(scores, history, floats[FloatLine.FREQUENCY], floats[FloatLine.PRESENCE])
-
-
-def _warp_params(tables: SampleTables, seat: int) -> WarpParams:
-    ints, floats = tables.ints[:, seat : seat + 1], tables.floats[:, seat : seat + 1]
-    return WarpParams(
-        temperature=floats[FloatLine.TEMPERATURE],
-        top_k=ints[IntLine.TOP_K],
-        top_p=ints[IntLine.TOP_P],
-        min_p=floats[FloatLine.MIN_P],
-        typical_p=ints[IntLine.TYPICAL_P],
-    )

@@ -15,6 +15,7 @@ import triton.language as tl
 from penstock_kernels.overlap import wait_for_inputs
 from penstock_kernels.penalties import ONE_GENERATED
 from penstock_kernels.sample_device import (
+    EDITED,
     INF,
     WEIGHT_SCALE,
     best_score,
@@ -35,7 +36,6 @@ _REPETITION, _COUNTS = tl.constexpr(int(Stage.REPETITION)), tl.constexpr(int(Sta
 _PENALTIES, _LOGPROBS = tl.constexpr(int(PENALTIES)), tl.constexpr(int(LOGPROBS))
 _SAMPLE, _TEMPERATURE = tl.constexpr(int(Stage.SAMPLE)), tl.constexpr(int(Stage.TEMPERATURE))
 _RAW, _WARPED = tl.constexpr(int(Stage.RAW_LOGPROBS)), tl.constexpr(int(Stage.WARPED_LOGPROBS))
-_EDITED_HERE = tl.constexpr(int(Stage.EDITS | Stage.MIN_LENGTH | PENALTIES | Stage.TEMPERATURE))
 
 _SEED_LOW, _SEED_HIGH = tl.constexpr(int(IntLine.SEED_LOW)), tl.constexpr(int(IntLine.SEED_HIGH))
 _FORK, _LANE = tl.constexpr(int(IntLine.FORK)), tl.constexpr(int(IntLine.LANE))
@@ -145,7 +145,7 @@ def edit_kernel(
             word = tl.load(masks_ptr + row.to(tl.int64) * words + place // 32, mask=inside, other=0)
             allowed = ((word >> (place % 32)) & 1) != 0
             x = tl.where(allowed | (x != x), x, -INF)  # a NaN stays one, so that the row is found bad
-        if has_masks or (bits & _EDITED_HERE) != 0:
+        if has_masks or (bits & EDITED) != 0:
             tl.store(target_ptr + place, x, mask=inside)
     is_nan = inside & (x != x)
     best = tl.max(tl.where(is_nan, INF, x), axis=0)

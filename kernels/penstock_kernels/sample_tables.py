@@ -9,6 +9,8 @@ from typing import Protocol
 
 import torch
 
+from penstock_kernels.warpers import WarpParams
+
 
 class Stage(IntFlag):
     """What a seat's rows need beyond the largest logit."""
@@ -81,3 +83,14 @@ class SampleTables:
     edits: Edits  # replaced tensors are seen
     min_length: Edits
     history: torch.Tensor  # int32 [L + 1, V], as in `penalties`
+
+
+def warp_params(ints: torch.Tensor, floats: torch.Tensor) -> WarpParams:
+    """What the warpers take, of some columns of the tables: ints [lines, S], floats [lines, S]."""
+    return WarpParams(
+        temperature=floats[FloatLine.TEMPERATURE],
+        top_k=ints[IntLine.TOP_K],
+        top_p=ints[IntLine.TOP_P],
+        min_p=floats[FloatLine.MIN_P],
+        typical_p=ints[IntLine.TYPICAL_P],
+    )

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from penstock_kernels.penalties import IN_PROMPT, NEUTRAL_EDIT, ONE_GENERATED
-from penstock_kernels.sample_tables import FloatLine, IntLine, SampleTables, Stage
+from penstock_kernels.sample_tables import FloatLine, IntLine, SampleTables, Stage, warp_params
 from penstock_kernels.warpers import MIN_TEMPERATURE, WarpParams, top_k_limits, top_p_limits, typical_p_limits
 from penstock_server.registrations import SeatFlag, SeatRegistrations, Word
 from penstock_server.transfers import to_device
@@ -74,14 +74,7 @@ class RowParams:
     @property
     def warp(self) -> WarpParams:
         """What the warpers take."""
-        ints, floats = self.ints, self.floats
-        return WarpParams(
-            temperature=floats[FloatLine.TEMPERATURE],
-            top_k=ints[IntLine.TOP_K],
-            top_p=ints[IntLine.TOP_P],
-            min_p=floats[FloatLine.MIN_P],
-            typical_p=ints[IntLine.TYPICAL_P],
-        )
+        return warp_params(self.ints, self.floats)
 
     def too_short(self, positions: torch.Tensor) -> torch.Tensor:
         """bool [S], whether the token at `positions` int64 [S] is one of the first min_new_tokens."""

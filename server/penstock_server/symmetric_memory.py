@@ -30,7 +30,9 @@ def connect(rank: int, size: int, store: Any, device: torch.device) -> tuple[Pee
     except torch.distributed.DistError:
         raise  # another rank is gone
     except RuntimeError as error:
-        raise ValueError(f"--all-reduce symmetric: these GPUs cannot read each other's memory: {error}") from error
+        raise ValueError(
+            f"--all-reduce symmetric: these GPUs cannot read each other's memory; leave the flag out: {error}"
+        ) from error
     shared.zero_()
     handle.barrier(0, _BARRIER_MS)  # nobody writes into what another has yet to clear
     torch.cuda.synchronize(device)
